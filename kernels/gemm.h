@@ -1,0 +1,49 @@
+/* gemm: y[r, :] = W x[r, :]  or  y[r, :] += W x[r, :], for 1 to any number of rows by one code path.
+ * shapes   W [n, k] prepared by matrix_pack; x f32 [rows, k], y f32 [rows, n], row-major, dense
+ * needs    x, y do not overlap; any alignment of x and y (64 bytes is fastest)
+ * math     f32; y[r][j] = sum over i = 0..k-1 ascending of fma(W[j][i], x[r][i], acc), one chain an output (portable:
+ *          multiply, then add), acc starting at 0, the old y added last. So a row's bits depend on the row and W alone.
+ *
+ * swiglu: y[r, :] = silu(G x[r, :]) * (U x[r, :]), silu(a) = a / (1 + exp(-a))
+ * shapes   W [2 m, k] packed from the parts G, U with MATRIX_INTERLEAVE; x f32 [rows, k]; y f32 [rows, m]
+ * math     both products as gemm; exp by the instruction set's own polynomial, within 2 ulp */
+#ifndef KERNELS_GEMM_H
+#define KERNELS_GEMM_H
+#include "kernels/types.h"
+
+enum { MATRIX_PANEL = 16 };
+
+/* A weight matrix in the CPU's order: panels of 16 outputs, within a panel pairs of inputs, bf16
+ * [ceil(n/16)][ceil(k/2)][16][2], zero padded: one 64-byte line is 16 outputs times 2 inputs, so a lane is an
+ * output and no sum crosses lanes. Interleaved matrices alternate a panel of G and a panel of U. */
+struct matrix {
+    int n, k;    /* outputs and inputs as the model counts them; interleaved: n = 2 m */
+    bf16 *data;  /* owned by the backend that packed it, 64-byte aligned */
+    size_t bytes;
+};
+
+struct matrix_part {
+    const void *data; /* row-major [n, k] in dtype, any alignment; borrowed for the call */
+    enum dtype dtype; /* F32 and F16 are rounded to bf16, to nearest even */
+    int n;
+};
+enum matrix_flags { MATRIX_PLAIN = 0, MATRIX_INTERLEAVE = 1 }; /* interleave: exactly two parts of equal n % 16 == 0 */
+
+size_t matrix_packed_bytes(int n, int k);
+/* Fill w->data from parts stacked along n. The caller has set w->n (the sum of the parts' n), w->k and w->data
+ * (matrix_packed_bytes bytes); w->bytes is set here. */
+void matrix_pack(struct matrix *w, const struct matrix_part *parts, int n_parts, enum matrix_flags flags, int threads);
+float matrix_at(const struct matrix *w, int row, int col); /* of a plain matrix */
+
+struct gemm {
+    const struct matrix *w;
+    const float *x;
+    float *y;
+    int rows, threads;
+    int accumulate; /* 0: y = W x, 1: y += W x */
+    float *scratch; /* [threads][gemm_scratch(k)], 64-byte aligned, borrowed: rows regrouped; contents mean nothing after */
+};
+size_t gemm_scratch(int k); /* floats a thread, a multiple of 16, for any number of rows and any instruction set */
+void gemm_ref(const struct gemm *a);   /* double sums */
+void swiglu_ref(const struct gemm *a); /* y [rows, n / 2]; accumulate is 0 */
+#endif
