@@ -1,0 +1,27 @@
+/* checkpoint: the weights of a Hugging Face model directory, one file or sharded with an index. */
+#ifndef ENGINE_CHECKPOINT_H
+#define ENGINE_CHECKPOINT_H
+#include "engine/safetensors.h"
+#include <stdint.h>
+
+struct checkpoint {
+    char *dir;                  /* owned */
+    struct safetensors *files;  /* owned [n_files] */
+    int n_files;
+    unsigned char *seen;        /* owned: which tensors were taken; see checkpoint_unused */
+};
+
+/* model.safetensors, or model.safetensors.index.json and its shards. ERR_IO, ERR_FORMAT: a shard missing, a tensor in
+ * the index but not in its shard, or in two shards. A directory with pytorch_model.bin only gets told how to convert. */
+int  checkpoint_open(struct checkpoint *c, const char *dir);
+void checkpoint_close(struct checkpoint *c); /* a zeroed struct is fine */
+/* The tensor with exactly this shape ([rows] when cols = 0, else [rows, cols]) in BF16, F16 or F32; marks it as taken.
+ * ERR_FORMAT naming tensor, expected and found. */
+int  checkpoint_take(struct checkpoint *c, const char *name, size_t rows, size_t cols, const struct tensor **out);
+int  checkpoint_has(const struct checkpoint *c, const char *name);
+void checkpoint_release(const struct checkpoint *c, const struct tensor *t);
+/* ERR_FORMAT when a tensor was never taken, except "*rotary_emb.inv_freq", and "lm_head.weight" when tied. */
+int  checkpoint_unused(const struct checkpoint *c, int tied);
+/* 64-bit fingerprint of what the weights are: names, dtypes, shapes and a fixed sample of bytes of every tensor. */
+uint64_t checkpoint_fingerprint(const struct checkpoint *c);
+#endif

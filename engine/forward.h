@@ -1,0 +1,40 @@
+/* forward: one pass of the transformer over rows of any sequences. The same code for prefill and for verification, on
+ * every backend; a row's results depend on the row and its ancestors alone. */
+#ifndef ENGINE_FORWARD_H
+#define ENGINE_FORWARD_H
+#include "engine/kv.h"
+
+/* What a pass is asked for. A tree's rows are given root first, parents before children. */
+struct forward_row {
+    int token, slot;
+    int parent; /* index of an earlier row of this pass, or -1: continues the committed text of its slot */
+};
+
+struct forward {
+    struct model *model; /* borrowed */
+    struct kv *kv;       /* borrowed */
+    int max_rows;
+    struct rows rows;    /* backend memory, filled by forward_run */
+    float *logits;       /* backend memory [max_logit_rows, vocab] of the last forward_run with logits */
+    struct logit_stats *stats; /* backend memory [max_logit_rows] of the same rows */
+    void *scratch;       /* owned; see forward.c */
+};
+
+enum forward_flags {
+    FORWARD_PREFILL = 0,  /* fill the cache only */
+    FORWARD_LOGITS = 1,   /* logits and stats for every row (n <= max_logit_rows) */
+    FORWARD_ENTROPY = 2   /* with LOGITS: stats hold the entropy too */
+};
+
+/* Sized once: nothing is allocated in forward_run. max_rows bounds any pass, max_logit_rows those with logits. */
+int  forward_init(struct forward *f, struct model *m, struct kv *kv, int max_rows, int max_logit_rows);
+void forward_deinit(struct forward *f); /* a zeroed struct is fine */
+
+/* Run rows[0..n), all layers. Row i of slot s takes the next free cell of s (kv.used grows by one a row); a row with parent
+ * -1 has position committed, others position of the parent + 1; chains through committed text need parent -1 only once.
+ * FORWARD_LOGITS: f->logits and f->stats, row i at index i, valid until the next call.
+ * ERR_LIMIT when a slot's cache would overflow or a position passes the model's context. */
+int  forward_run(struct forward *f, const struct forward_row *rows, int n, unsigned flags);
+/* Prefill and commit n tokens of one slot, in blocks that end at multiples of max_rows (absolute positions). */
+int  forward_prefill(struct forward *f, int slot, const int *tokens, int n);
+#endif

@@ -1,0 +1,98 @@
+/* trace: the rows of a result file, as C structs. record.c alone knows how they lie in HDF5; writers and readers share
+ * this. Names of fields are the names in the file; units and descriptions stand in the table in record.c. */
+#ifndef EXPERIMENTS_TRACE_H
+#define EXPERIMENTS_TRACE_H
+#include <stdint.h>
+
+enum { TRACE_SCHEMA = 1 };
+
+/* /arms: one cell of the sweep */
+struct trace_arm {
+    char *label, *strategy, *rule; /* "ngram" */
+    int32_t lossy;                 /* 1: the rule changes outputs */
+    char *config;                  /* the cell's whole configuration, YAML */
+};
+/* /prompts: one turn of one prompt */
+struct trace_prompt {
+    char *dataset, *id, *category;
+    int32_t index, turn;           /* struct prompt.index; 0, 1, ... */
+    char *text;                    /* the user's message */
+};
+/* /requests: one generated answer */
+struct trace_request {
+    int32_t arm, prompt;           /* rows of /arms and /prompts */
+    int32_t repeat;
+    uint32_t request;              /* workload_request_id */
+    int64_t seed;
+    int64_t prompt_begin, prompt_tokens; /* rows of /prompt_tokens */
+    int64_t token_begin, tokens;   /* rows of /tokens */
+    int64_t step_begin, steps;     /* rows of /steps */
+    int32_t finish;                /* enum finish */
+    int32_t concurrency;           /* workload.concurrency it ran under */
+    int64_t ns_prefill, ns_first, ns_decode; /* struct spec_finished */
+    int64_t started;               /* submission, ns since the run's start */
+    uint64_t hash;                 /* FNV-1a 64 of the emitted ids as little-endian int32 */
+};
+/* /tokens: one emitted token; /prompt_tokens holds plain int32 ids */
+struct trace_token {
+    int32_t id;
+    int64_t request;
+    float log_p;
+};
+/* /steps */
+struct trace_step {
+    int64_t request;
+    int32_t position, proposed, depth, accepted, emitted;
+    uint32_t flags;                /* enum step_flags */
+    int32_t pass_rows, pass_seqs;
+    int64_t ns_draft, ns_verify, ns_accept, ns_host, ns_total;
+    int64_t node_begin;            /* first row of /nodes; `proposed` rows when the trace level has nodes */
+    int32_t experts;               /* distinct experts of the pass, 0 for dense models */
+};
+/* /nodes */
+struct trace_node {
+    int64_t step;
+    int32_t token, parent, depth, accepted;
+    float log_q, log_p;
+    int32_t rank;
+    float entropy, gap;
+};
+
+/* What a run says of itself: root attributes. Strings owned, never NULL. */
+struct trace_meta {
+    int32_t schema;
+    char *status;                  /* "running", "complete", "interrupted" */
+    char *config;                  /* the whole configuration with its sweep, YAML */
+    char *version, *git_commit, *build; /* "0.1.0"; "abc1234" or "abc1234-dirty" or "unknown"; compiler and flags */
+    char *device, *isa, *host;     /* what computed: CPU model, instruction set, kernel release */
+    char *libraries;               /* "hdf5 1.10.8, jansson 2.14, ..." */
+    int32_t threads;
+    uint64_t fingerprint;          /* of the model's weights */
+    char *model;                   /* path and architecture */
+    char *started, *ended;         /* ISO 8601 UTC; ended "" while running */
+    char *slice;                   /* "0/1" */
+    char *trace_level;
+};
+
+/* A whole result in memory; row numbers are those of the file. Owned. */
+struct trace {
+    char *path;
+    struct trace_meta meta;
+    struct trace_arm *arms;
+    struct trace_prompt *prompts;
+    struct trace_request *requests;
+    struct trace_token *tokens;
+    int32_t *prompt_tokens;
+    struct trace_step *steps;
+    struct trace_node *nodes;
+    int64_t n_arms, n_prompts, n_requests, n_tokens, n_prompt_tokens, n_steps, n_nodes;
+};
+enum trace_parts { TRACE_READ_REQUESTS = 0, TRACE_READ_TOKENS = 1, TRACE_READ_STEPS = 2, TRACE_READ_NODES = 4, TRACE_READ_ALL = 7 };
+
+/* arms, prompts, requests and meta always, the rest by parts. ERR_IO; ERR_FORMAT: not a specbed result, a newer schema, a range
+ * that points outside its dataset. */
+int  trace_read(struct trace *t, const char *path, unsigned parts);
+void trace_deinit(struct trace *t); /* a zeroed struct is fine */
+void trace_meta_deinit(struct trace_meta *m);
+uint64_t trace_hash_tokens(const int32_t *ids, int64_t n);
+#endif

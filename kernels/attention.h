@@ -1,0 +1,72 @@
+/* attention: the key/value cache of one layer, rotary embedding with the cache write, and attention over a token tree.
+ *
+ * A sequence's cache has `cap` cells. Cells [0, committed) hold the text so far, cell = position. The rows under
+ * verification take the cells after them, in row order; two siblings have the same position and different cells.
+ * For row r the key of position p stands in cell p when p < base[r], else in cell path[path_off[r] + p - base[r]]
+ * (its ancestors and itself). A chain or a prefill block needs no path: base = pos + 1. */
+#ifndef KERNELS_ATTENTION_H
+#define KERNELS_ATTENTION_H
+#include "kernels/types.h"
+
+enum { KV_BLOCK = 16 }; /* cap is a multiple of it */
+
+/* One layer's cache, f32. k [slots][kv_heads][cap / 16][head_dim][16]: a lane is a position, so scores need no sum
+ * across lanes. v [slots][kv_heads][cap][head_dim]. Owned by engine/kv. */
+struct kv_layer {
+    float *k, *v;
+    int slots, kv_heads, head_dim, cap;
+};
+
+/* The rows of one pass; arrays in the backend's memory, borrowed. */
+struct rows {
+    int n;
+    const int *token;    /* [n] */
+    const int *slot;     /* [n] whose cache */
+    const int *pos;      /* [n] absolute position */
+    const int *cell;     /* [n] where this row's key and value go */
+    const int *base;     /* [n] positions below it are their own cell */
+    const int *path_off; /* [n] */
+    const int *path;     /* cells of positions base[r]..pos[r]; pos[r] - base[r] + 1 of them, none when base = pos + 1 */
+};
+
+/* rope: rotate q and k by position (half rotation: component j pairs with j + head_dim / 2; Su et al., arXiv 2104.09864,
+ * in the layout of Hugging Face checkpoints), write k and v to their cells.
+ *   x'[j] = x[j] cos(a_j) - x[j + h] sin(a_j);  x'[j + h] = x[j + h] cos(a_j) + x[j] sin(a_j);  a_j = pos * inv_freq[j], f32
+ * shapes   qkv f32 [rows, (heads + 2 kv_heads) * head_dim]: q, k, v one after the other; q is rotated in place
+ *          cos_sin f32 [rows, head_dim]: cosines then sines, from rope_table
+ * math     f32, a row alone */
+struct rope {
+    const struct rows *rows;
+    float *qkv;
+    const float *cos_sin;
+    struct kv_layer kv;
+    int heads, threads;
+};
+void rope_ref(const struct rope *a);
+void rope_table(const struct rows *rows, const float *inv_freq, int head_dim, float *cos_sin); /* once a pass */
+
+/* y[r, h, :] = sum_p softmax_p(scale * q[r, h] . k[p, g]) v[p, g], p = 0..pos[r], g = h / (heads / kv_heads)
+ * shapes   qkv as above (q read, row stride (heads + 2 kv_heads) * head_dim); y f32 [rows, heads * head_dim]
+ *          scratch f32 [threads][attention_scratch(...)]
+ * needs    head_dim % 16 == 0
+ * math     f32; scores sum over head_dim ascending; the maximum is exact; exponentials are summed in 16 lanes by
+ *          position modulo 16, lanes added pairwise; values are added by ascending position. Nothing depends on other rows, on cells or on committed. */
+struct attention {
+    const struct rows *rows;
+    const float *qkv;
+    struct kv_layer kv;
+    float *y, *scratch;
+    int heads, threads;
+    float scale;
+};
+size_t attention_scratch(int heads, int kv_heads, int head_dim, int cap); /* floats a thread */
+void attention_ref(const struct attention *a); /* double; plain loops over positions */
+
+/* kv_move: within one slot of one layer copy cells src[i] to dst + i, i = 0..n-1; src increasing, src[i] >= dst + i. */
+struct kv_move {
+    struct kv_layer kv;
+    int slot, dst, n;
+    const int *src;
+};
+void kv_move_ref(const struct kv_move *a); /* also the CPU's path: it copies */
+#endif

@@ -1,0 +1,62 @@
+/* types: the few words every kernel shares. */
+#ifndef KERNELS_TYPES_H
+#define KERNELS_TYPES_H
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16; /* the upper half of an IEEE binary32 */
+
+enum dtype { DTYPE_BF16, DTYPE_F16, DTYPE_F32 };
+
+/* A fast CPU kernel is one source compiled once per instruction set: inside *_cpu.c a function
+ * `KERN_NAME(gemm)` becomes gemm_portable, gemm_avx2 or gemm_avx512. */
+#define KERN_JOIN2(a, b) a##_##b
+#define KERN_JOIN(a, b)  KERN_JOIN2(a, b)
+#define KERN_NAME(f)     KERN_JOIN(f, KERN_ISA)
+
+#ifdef __CUDACC__
+#define KERN_API extern "C"
+#else
+#define KERN_API
+#endif
+
+static inline float bf16_to_f32(bf16 h)
+{
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+/* Round to nearest, ties to even; a NaN stays a NaN. */
+static inline bf16 bf16_from_f32(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    if ((u & 0x7fffffffu) > 0x7f800000u)
+        return (bf16)(u >> 16 | 0x40u);
+    return (bf16)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
+
+/* IEEE binary16, subnormals and infinities included. */
+static inline float f16_to_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exp = h >> 10 & 0x1fu, man = h & 0x3ffu, u;
+    float f;
+    if (exp == 0) {
+        f = (float)man * 0x1p-24f;
+        memcpy(&u, &f, sizeof u);
+        u |= sign;
+    } else {
+        u = sign | (exp == 31 ? 0x7f800000u : (exp + 112) << 23) | man << 13;
+    }
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+static inline size_t dtype_size(enum dtype t)
+{
+    return t == DTYPE_F32 ? 4 : 2;
+}
+#endif

@@ -1,0 +1,54 @@
+/* accept: which nodes of a verified tree become text, and the bonus token that the target adds. One function a rule; all
+ * but `relaxed` are lossless. Random numbers are functions of (seed, request, position); see kernels/philox.h.
+ *
+ *   greedy     argmax of the target; equals plain greedy decoding token for token
+ *   coupled    the target's token is drawn by Gumbel-max with noise keyed by position, a node is accepted when it is that
+ *              token: at any temperature the output is the one that plain decoding gives for the seed
+ *   rejection  speculative sampling: accept with min(1, p/q), else draw from norm(max(0, p - q)). A node chosen without randomness has a
+ *              one-hot q. Trees: siblings in order, each on what the rejections before it left. Output distributed as p.
+ *              Leviathan et al. arXiv 2211.17192; Chen et al. arXiv 2302.01318; trees: Miao et al. arXiv 2305.09781
+ *   relaxed    LOSSY: accepts a node among the target's relaxed_top_k tokens whose probability is at least the top one's minus
+ *              relaxed_delta; bonus is the argmax (TensorRT-LLM's rule for reasoning models) */
+#ifndef SPEC_ACCEPT_H
+#define SPEC_ACCEPT_H
+#include "kernels/logits.h"
+#include "kernels/sample.h"
+#include "spec/tree.h"
+
+struct sampling {
+    float temperature;   /* 0 means greedy under coupled and rejection too; rule greedy and relaxed do not read it */
+    int top_k;
+    float top_p, min_p;  /* see struct sample_filter */
+    uint64_t seed;
+    int relaxed_top_k;   /* >= 1 */
+    float relaxed_delta; /* [0, 1] */
+};
+
+struct accept_args {
+    const struct tree *tree;
+    const float *logits;             /* [1 + tree->n, vocab]: the root's row, then node i at 1 + i */
+    const struct logit_stats *stats; /* [1 + tree->n] */
+    int vocab;
+    const struct sampling *sampling;
+    uint32_t request;
+    int position;                    /* absolute position of the first token to decide: that of the root plus 1 */
+    struct sample_dist *dist;        /* scratch, accept_scratch_init */
+    float *residual;                 /* scratch f32 [vocab] */
+};
+
+struct accepted {
+    int n;     /* accepted nodes */
+    int *path; /* [max_depth], given by the caller: their indices, root's child first */
+    int bonus; /* token after the last accepted node */
+};
+
+typedef int (*accept_fn)(const struct accept_args *a, struct accepted *out);
+
+struct accept_rule {
+    const char *name, *help;
+    int lossy; /* 1: outputs are not the target's; every table says so */
+    accept_fn accept;
+};
+extern const struct accept_rule accept_rules[]; /* ends with name NULL */
+const struct accept_rule *accept_rule_find(const char *name); /* NULL: unknown */
+#endif

@@ -1,0 +1,66 @@
+/* draft: the interface that every draft strategy implements (drafts/). One object serves all sequences of a run, so that a
+ * strategy with a network of its own can batch them. Calls for one slot come in this order:
+ *   begin, (propose, observe)*    and begin again for the next request in that slot
+ * open allocates everything; nothing after it may allocate. */
+#ifndef SPEC_DRAFT_H
+#define SPEC_DRAFT_H
+#include "spec/tree.h"
+#include <stdint.h>
+
+struct backend;
+struct model;
+
+enum draft_needs {
+    DRAFT_HIDDEN = 1,    /* hidden states of the target for committed positions */
+    DRAFT_REFERENCE = 2  /* earlier outputs of the same requests; see draft_env.reference */
+};
+
+/* An option of one strategy: `draft.<strategy>.<name>` in experiment files and --set. Numbers only. */
+struct draft_option {
+    const char *name, *help;
+    double def, lo, hi;
+    int integer;                /* 1: whole numbers only */
+    const char *const *choices; /* NULL, or NULL-terminated words: the value is the index of the word */
+};
+
+struct draft_env {
+    struct backend *be;         /* borrowed, outlive the strategy */
+    const struct model *target;
+    int slots, cap;             /* sequences, tokens a sequence can reach */
+    int vocab, max_depth, max_nodes;
+    uint64_t seed;
+    const double *option;       /* values in the order of draft_ops.options; borrowed for the call */
+    /* Tokens that an earlier run emitted for this request: returns how many, 0 when it has none; lent for the run. NULL without
+     * DRAFT_REFERENCE. */
+    int (*reference)(void *ctx, uint32_t request, const int **tokens);
+    void *reference_ctx;
+};
+
+/* The text of one slot. tokens[0..n) lies in memory of the loop, only ever grows until the next begin, and stays put. */
+struct draft_text {
+    int slot;
+    uint32_t request;  /* identity for philox and reference: prompt, turn and repeat, the same in every arm */
+    const int *tokens; /* [n]: prompt, then what was emitted. The last one is the root of the next tree */
+    int n, n_prompt;
+};
+
+/* What a step did to one slot: text.n grew by n_new. Hidden states come with the strategies that need them. */
+struct draft_seen {
+    struct draft_text text;
+    int n_new;              /* tokens emitted by this step: accepted nodes and the bonus */
+    int n_accepted;         /* nodes accepted */
+    const int *path;        /* [n_accepted] their indices in the tree */
+};
+
+struct draft_ops {
+    const char *name, *help;
+    unsigned needs;
+    const struct draft_option *options; /* ends with name NULL */
+    int  (*open)(void **self, const struct draft_env *env); /* ERR_CONFIG for options that contradict, ERR_MEMORY; on error *self is NULL */
+    int  (*begin)(void *self, const struct draft_text *text);
+    /* Trees for n slots; out[i] arrives cleared, with max_nodes and max_depth already cut to what slot i can still use. */
+    int  (*propose)(void *self, const struct draft_text *text, int n, struct tree *out);
+    int  (*observe)(void *self, const struct draft_seen *seen, int n);
+    void (*close)(void *self);                              /* accepts NULL */
+};
+#endif
