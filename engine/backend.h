@@ -12,7 +12,7 @@
 struct backend;
 
 struct backend_opts {
-    int threads;     /* 0: all cores of the machine */
+    int threads;     /* 0: every core this process may run on */
     const char *isa; /* "auto", "avx512", "avx2", "portable" */
 };
 
@@ -21,6 +21,7 @@ struct backend_ops {
     int  (*open)(struct backend *be, const struct backend_opts *opts);
     void (*close)(struct backend *be); /* frees every allocation; accepts a backend that failed to open */
     int  (*alloc)(struct backend *be, size_t bytes, void **out); /* zeroed, 64-byte aligned */
+    void (*release)(struct backend *be, void *p); /* gives an allocation back before close; NULL is fine */
     int  (*upload)(struct backend *be, void *dst, const void *src, size_t bytes);
     int  (*download)(struct backend *be, void *dst, const void *src, size_t bytes);
     /* Allocate and prepare a weight matrix in this backend's order. */
@@ -42,7 +43,7 @@ struct backend {
     const struct backend_ops *ops;
     void *self;           /* the backend's own state */
     int threads;          /* host threads it computes with */
-    size_t allocated;     /* bytes handed out so far */
+    size_t allocated;     /* bytes handed out and not released */
     char device[128];     /* what computes, for people: "AMD EPYC 9654 (avx512, 2 threads)" */
     char isa[16];         /* "avx512" */
 };

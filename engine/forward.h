@@ -13,7 +13,7 @@ struct forward_row {
 struct forward {
     struct model *model; /* borrowed */
     struct kv *kv;       /* borrowed */
-    int max_rows;
+    int max_rows, max_logit_rows;
     struct rows rows;    /* backend memory, filled by forward_run */
     float *logits;       /* backend memory [max_logit_rows, vocab] of the last forward_run with logits */
     struct logit_stats *stats; /* backend memory [max_logit_rows] of the same rows */

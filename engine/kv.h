@@ -12,6 +12,7 @@ struct kv {
     struct backend *be;        /* borrowed, outlives this; owns the cells */
     struct kv_layer *layers;   /* owned [n_layers]; layouts in kernels/attention.h */
     struct kv_slot *slot;      /* owned [slots] */
+    int *move;                 /* owned [cap], host memory: what kv_commit copies */
     int n_layers, slots, cap;  /* cap: cells a slot, a multiple of KV_BLOCK */
     size_t bytes;              /* device memory of all cells */
 };

@@ -34,5 +34,5 @@ int  model_build(struct model *m, struct backend *be, const struct model_config 
 /* Random weights of the given shapes: N(0, 1/sqrt(fan-in)) from Philox counters, no file; the same on every run. For tests
  * and for timing true shapes. */
 int  model_synthetic(struct model *m, struct backend *be, const struct model_config *cfg, uint64_t seed);
-void model_deinit(struct model *m); /* a zeroed struct is fine; device memory goes with the backend */
+void model_deinit(struct model *m); /* before its backend closes; a zeroed struct is fine */
 #endif

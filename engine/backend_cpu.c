@@ -1,0 +1,270 @@
+/* backend_cpu: kernels run when called, in the caller's memory; sync has nothing to wait for. Big allocations
+ * are fresh anonymous maps: zero without being touched, so cells of a cache that no sequence reaches cost
+ * nothing. */
+#include "engine/backend.h"
+#include "engine/err.h"
+#include "kernels/cpu.h"
+#include <errno.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { ALIGN = 64, MAP_FROM_BYTES = 1 << 20, THREADS_MAX = 1024 };
+
+struct block {
+    void *p;
+    size_t bytes;
+    int mapped;
+};
+
+struct cpu {
+    const struct cpu_kernels *kernels;
+    struct block *blocks; /* owned [n], each owned */
+    int n, cap;
+};
+
+static struct cpu *cpu_of(const struct backend *be)
+{
+    return be->self;
+}
+
+static int usable_cores(void)
+{
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+        return CPU_COUNT(&set);
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (int)n : 1;
+}
+
+/* The processor's name as Linux tells it, "CPU" where it does not. */
+static void read_cpu_name(char *out, size_t cap)
+{
+    char line[256];
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    snprintf(out, cap, "CPU");
+    while (f && fgets(line, sizeof line, f)) {
+        const char *value = strchr(line, ':');
+        if (value && strncmp(line, "model name", 10) == 0) {
+            value += 1 + strspn(value + 1, " \t");
+            snprintf(out, cap, "%.*s", (int)strcspn(value, "\n"), value);
+            break;
+        }
+    }
+    if (f)
+        fclose(f);
+}
+
+static int find_kernels(const char *isa, const struct cpu_kernels **out)
+{
+    char names[128] = "auto";
+    size_t at = strlen(names);
+    *out = cpu_kernels_find(isa ? isa : "auto");
+    if (*out)
+        return 0;
+    for (int i = 0; cpu_kernels_at(i) && at < sizeof names; i++)
+        at += (size_t)snprintf(names + at, sizeof names - at, ", %s", cpu_kernels_at(i)->name);
+    FAIL(ERR_CONFIG, "instruction set '%s': this machine has: %s", isa, names);
+}
+
+static int cpu_open(struct backend *be, const struct backend_opts *opts)
+{
+    char name[80];
+    const struct cpu_kernels *kernels = NULL;
+    if (opts->threads < 0 || opts->threads > THREADS_MAX)
+        FAIL(ERR_CONFIG, "device threads: expected 0 (all cores) to %d, found %d", THREADS_MAX,
+             opts->threads);
+    TRY(find_kernels(opts->isa, &kernels));
+    struct cpu *cpu = calloc(1, sizeof *cpu);
+    if (!cpu)
+        FAIL(ERR_MEMORY, "cpu backend: out of memory");
+    cpu->kernels = kernels;
+    be->self = cpu;
+    be->threads = opts->threads ? opts->threads : usable_cores();
+    read_cpu_name(name, sizeof name);
+    snprintf(be->isa, sizeof be->isa, "%s", kernels->name);
+    snprintf(be->device, sizeof be->device, "%s (%s, %d thread%s)", name, kernels->name, be->threads,
+             be->threads == 1 ? "" : "s");
+    return 0;
+}
+
+static void free_block(const struct block *b)
+{
+    if (b->mapped)
+        munmap(b->p, b->bytes);
+    else
+        free(b->p);
+}
+
+static void cpu_close(struct backend *be)
+{
+    struct cpu *cpu = cpu_of(be);
+    for (int i = 0; cpu && i < cpu->n; i++)
+        free_block(&cpu->blocks[i]);
+    if (cpu)
+        free(cpu->blocks);
+    free(cpu);
+    be->self = NULL;
+}
+
+static int reserve_block(struct cpu *cpu)
+{
+    if (cpu->n < cpu->cap)
+        return 0;
+    int cap = cpu->cap ? 2 * cpu->cap : 64;
+    struct block *grown = realloc(cpu->blocks, (size_t)cap * sizeof *grown);
+    if (!grown)
+        FAIL(ERR_MEMORY, "cpu backend: out of memory for a list of %d allocations", cap);
+    cpu->blocks = grown;
+    cpu->cap = cap;
+    return 0;
+}
+
+static int cpu_alloc(struct backend *be, size_t bytes, void **out)
+{
+    struct cpu *cpu = cpu_of(be);
+    struct block b = {.mapped = bytes >= MAP_FROM_BYTES};
+    TRY(reserve_block(cpu));
+    b.bytes = bytes < ALIGN ? ALIGN : (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    if (b.bytes < bytes)
+        FAIL(ERR_MEMORY, "cpu backend: cannot allocate %zu bytes: more than an address can say", bytes);
+    if (b.mapped) {
+        b.p = mmap(NULL, b.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (b.p == MAP_FAILED)
+            FAIL(ERR_MEMORY, "cpu backend: cannot allocate %zu bytes: %s", bytes, strerror(errno));
+    } else {
+        b.p = aligned_alloc(ALIGN, b.bytes);
+        if (!b.p)
+            FAIL(ERR_MEMORY, "cpu backend: cannot allocate %zu bytes: out of memory", bytes);
+        memset(b.p, 0, b.bytes);
+    }
+    cpu->blocks[cpu->n++] = b;
+    be->allocated += b.bytes;
+    *out = b.p;
+    return 0;
+}
+
+static void cpu_release(struct backend *be, void *p)
+{
+    struct cpu *cpu = cpu_of(be);
+    for (int i = cpu->n - 1; p && i >= 0; i--)
+        if (cpu->blocks[i].p == p) {
+            free_block(&cpu->blocks[i]);
+            be->allocated -= cpu->blocks[i].bytes;
+            cpu->blocks[i] = cpu->blocks[--cpu->n];
+            return;
+        }
+}
+
+static int cpu_copy(struct backend *be, void *dst, const void *src, size_t bytes)
+{
+    (void)be;
+    memcpy(dst, src, bytes);
+    return 0;
+}
+
+/* Weights are read from end to end each step: huge pages save the page walks. Where there are none, nothing
+ * is lost. */
+static int cpu_matrix(struct backend *be, struct matrix *w, int k, const struct matrix_part *parts,
+                      int n_parts, enum matrix_flags flags)
+{
+    void *data = NULL;
+    int n = 0;
+    for (int i = 0; i < n_parts; i++)
+        n += parts[i].n;
+    size_t bytes = matrix_packed_bytes(n, k);
+    TRY(cpu_alloc(be, bytes, &data));
+    if (bytes >= MAP_FROM_BYTES)
+        madvise(data, bytes, MADV_HUGEPAGE);
+    *w = (struct matrix){.n = n, .k = k, .data = data};
+    matrix_pack(w, parts, n_parts, flags, be->threads);
+    return 0;
+}
+
+static int cpu_embed(struct backend *be, const struct embed *a)
+{
+    (void)be;
+    embed_ref(a);
+    return 0;
+}
+
+static int cpu_rmsnorm(struct backend *be, const struct rmsnorm *a)
+{
+    cpu_of(be)->kernels->rmsnorm(a);
+    return 0;
+}
+
+static int cpu_gemm(struct backend *be, const struct gemm *a)
+{
+    cpu_of(be)->kernels->gemm(a);
+    return 0;
+}
+
+static int cpu_swiglu(struct backend *be, const struct gemm *a)
+{
+    cpu_of(be)->kernels->swiglu(a);
+    return 0;
+}
+
+static int cpu_rope_table(struct backend *be, const struct rows *rows, const float *inv_freq, int head_dim,
+                          float *cos_sin)
+{
+    (void)be;
+    rope_table(rows, inv_freq, head_dim, cos_sin);
+    return 0;
+}
+
+static int cpu_rope(struct backend *be, const struct rope *a)
+{
+    cpu_of(be)->kernels->rope(a);
+    return 0;
+}
+
+static int cpu_attention(struct backend *be, const struct attention *a)
+{
+    cpu_of(be)->kernels->attention(a);
+    return 0;
+}
+
+static int cpu_kv_move(struct backend *be, const struct kv_move *a)
+{
+    (void)be;
+    kv_move_ref(a);
+    return 0;
+}
+
+static int cpu_logits(struct backend *be, const struct logits *a)
+{
+    cpu_of(be)->kernels->logits(a);
+    return 0;
+}
+
+static int cpu_sync(struct backend *be)
+{
+    (void)be;
+    return 0;
+}
+
+const struct backend_ops backend_cpu = {
+    .name = "cpu",
+    .open = cpu_open,
+    .close = cpu_close,
+    .alloc = cpu_alloc,
+    .release = cpu_release,
+    .upload = cpu_copy,
+    .download = cpu_copy,
+    .matrix = cpu_matrix,
+    .embed = cpu_embed,
+    .rmsnorm = cpu_rmsnorm,
+    .gemm = cpu_gemm,
+    .swiglu = cpu_swiglu,
+    .rope_table = cpu_rope_table,
+    .rope = cpu_rope,
+    .attention = cpu_attention,
+    .kv_move = cpu_kv_move,
+    .logits = cpu_logits,
+    .sync = cpu_sync,
+};

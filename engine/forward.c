@@ -1,0 +1,331 @@
+/* forward: a pass is planned on the host (cells, positions, paths), uploaded once, then the layers run back
+ * to back. Everything that all layers share (rows, paths, cosines and sines) is made once a pass. Cost of a
+ * decode step: one read of the weights; nothing here grows with the context but attention itself. */
+#include "engine/forward.h"
+#include "engine/err.h"
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ROWS_MAX = 4096 };
+
+/* The arrays of struct rows in one block of ints, [7][max_rows], the paths last and as long as they get. */
+enum { AT_TOKEN, AT_SLOT, AT_POS, AT_CELL, AT_BASE, AT_PATH_OFF, AT_PATH };
+
+struct scratch {
+    int *staging;             /* owned, host: what goes to `device` */
+    int *device;              /* backend memory, read by the kernels through forward.rows */
+    int *next;                /* owned [slots], host: next free cell of each slot while planning */
+    int *keep;                /* owned [max_rows], host: 0, 1, 2, ... for commits of whole blocks */
+    unsigned char *in_place;  /* owned [max_rows], host: the row and its ancestors have cell = position */
+    struct forward_row *rows; /* owned [max_rows], host: a block of prefill */
+    float *x, *h;             /* backend [max_rows, hidden]: residual stream, its norm */
+    float *qkv, *attended; /* backend [max_rows, (heads + 2 kv_heads) head_dim], [max_rows, heads head_dim] */
+    float *ffn, *cos_sin;  /* backend [max_rows, ffn], [max_rows, head_dim] */
+    float *gemm, *attention; /* backend, the kernels' own scratch, [threads] each */
+};
+
+static int alloc_floats(struct backend *be, size_t a, size_t b, float **out)
+{
+    void *p = NULL;
+    size_t n;
+    if (__builtin_mul_overflow(a, b, &n) || __builtin_mul_overflow(n, sizeof(float), &n))
+        FAIL(ERR_MEMORY, "forward: %zu x %zu floats are more bytes than an address can say", a, b);
+    TRY(be->ops->alloc(be, n, &p));
+    *out = p;
+    return 0;
+}
+
+static size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static int alloc_activations(struct forward *f, int max_logit_rows)
+{
+    struct scratch *s = f->scratch;
+    struct backend *be = f->model->be;
+    const struct model_config *c = &f->model->cfg;
+    const size_t rows = (size_t)f->max_rows, threads = (size_t)be->threads,
+                 logit_rows = (size_t)max_logit_rows;
+    const size_t q = (size_t)c->heads * (size_t)c->head_dim, kv = (size_t)c->kv_heads * (size_t)c->head_dim;
+    const size_t gemm =
+        max_size(max_size(gemm_scratch(c->hidden), gemm_scratch(c->ffn)), gemm_scratch((int)q));
+    const size_t attention = attention_scratch(c->heads, c->kv_heads, c->head_dim, f->kv->cap);
+    void *stats = NULL;
+    TRY(alloc_floats(be, rows, (size_t)c->hidden, &s->x));
+    TRY(alloc_floats(be, rows, (size_t)c->hidden, &s->h));
+    TRY(alloc_floats(be, rows, q + 2 * kv, &s->qkv));
+    TRY(alloc_floats(be, rows, q, &s->attended));
+    TRY(alloc_floats(be, rows, (size_t)c->ffn, &s->ffn));
+    TRY(alloc_floats(be, rows, (size_t)c->head_dim, &s->cos_sin));
+    TRY(alloc_floats(be, threads, gemm, &s->gemm));
+    TRY(alloc_floats(be, threads, attention, &s->attention));
+    TRY(alloc_floats(be, logit_rows, (size_t)c->vocab, &f->logits));
+    TRY(be->ops->alloc(be, logit_rows * sizeof *f->stats, &stats));
+    f->stats = stats;
+    return 0;
+}
+
+/* A path names at most all earlier rows of its pass and the row itself. */
+static int alloc_plan(struct forward *f)
+{
+    struct scratch *s = f->scratch;
+    const size_t n = (size_t)f->max_rows, ints = AT_PATH * n + n * (n + 1) / 2;
+    void *device = NULL;
+    s->staging = calloc(ints, sizeof *s->staging);
+    s->next = calloc((size_t)f->kv->slots, sizeof *s->next);
+    s->keep = calloc(n, sizeof *s->keep);
+    s->in_place = calloc(n, sizeof *s->in_place);
+    s->rows = calloc(n, sizeof *s->rows);
+    if (!s->staging || !s->next || !s->keep || !s->in_place || !s->rows)
+        FAIL(ERR_MEMORY, "forward: out of memory for the plan of %d rows", f->max_rows);
+    for (int i = 0; i < f->max_rows; i++)
+        s->keep[i] = i;
+    TRY(f->model->be->ops->alloc(f->model->be, ints * sizeof *s->device, &device));
+    s->device = device;
+    f->rows = (struct rows){.token = s->device + AT_TOKEN * n,
+                            .slot = s->device + AT_SLOT * n,
+                            .pos = s->device + AT_POS * n,
+                            .cell = s->device + AT_CELL * n,
+                            .base = s->device + AT_BASE * n,
+                            .path_off = s->device + AT_PATH_OFF * n,
+                            .path = s->device + AT_PATH * n};
+    return 0;
+}
+
+int forward_init(struct forward *f, struct model *m, struct kv *kv, int max_rows, int max_logit_rows)
+{
+    struct forward new = {.model = m, .kv = kv, .max_rows = max_rows, .max_logit_rows = max_logit_rows};
+    assert(max_logit_rows >= 0);
+    if (max_rows < 1 || max_rows > ROWS_MAX)
+        FAIL(ERR_LIMIT, "forward: expected 1 to %d rows a pass, found %d", ROWS_MAX, max_rows);
+    new.scratch = calloc(1, sizeof(struct scratch));
+    if (!new.scratch)
+        FAIL(ERR_MEMORY, "forward: out of memory");
+    int rc = alloc_plan(&new);
+    if (rc == 0)
+        rc = alloc_activations(&new, max_logit_rows);
+    if (rc == 0)
+        *f = new;
+    else
+        forward_deinit(&new);
+    return rc;
+}
+
+void forward_deinit(struct forward *f)
+{
+    struct scratch *s = f->scratch;
+    if (s) {
+        struct backend *be = f->model->be;
+        void *const lent[] = {s->device,  s->x,    s->h,         s->qkv,    s->attended, s->ffn,
+                              s->cos_sin, s->gemm, s->attention, f->logits, f->stats};
+        for (size_t i = 0; i < sizeof lent / sizeof *lent; i++)
+            be->ops->release(be, lent[i]);
+        free(s->staging);
+        free(s->next);
+        free(s->keep);
+        free(s->in_place);
+        free(s->rows);
+    }
+    free(s);
+    *f = (struct forward){0};
+}
+
+/* Cells of positions committed..pos of row i, by walking up its parents; returns how many. */
+static int write_path(const int *cell, const struct forward_row *rows, int i, int length, int *path)
+{
+    for (int at = length - 1; at >= 0; at--, i = rows[i].parent)
+        path[at] = cell[i];
+    return length;
+}
+
+/* Give row i its position, cell and path. Nothing of the cache changes before the pass has run. */
+static int plan_row(const struct forward *f, const struct forward_row *rows, int i, int *n_path)
+{
+    struct scratch *s = f->scratch;
+    const struct forward_row *r = &rows[i];
+    const int n = f->max_rows, vocab = f->model->cfg.vocab, limit = f->model->cfg.max_positions;
+    int *plan = s->staging, *pos = plan + AT_POS * n, *cell = plan + AT_CELL * n;
+    assert(r->slot >= 0 && r->slot < f->kv->slots && r->parent >= -1 && r->parent < i);
+    assert(r->parent < 0 || rows[r->parent].slot == r->slot);
+    const int committed = f->kv->slot[r->slot].committed;
+    if (r->token < 0 || r->token >= vocab)
+        FAIL(ERR_LIMIT,
+             "forward: row %d: expected a token from 0 to %d, found %d: tokenizer and model differ", i,
+             vocab - 1, r->token);
+    pos[i] = r->parent < 0 ? committed : pos[r->parent] + 1;
+    cell[i] = s->next[r->slot]++;
+    if (pos[i] >= limit)
+        FAIL(ERR_LIMIT, "forward: row %d: expected a position below the model's context of %d, found %d", i,
+             limit, pos[i]);
+    if (cell[i] >= f->kv->cap)
+        FAIL(ERR_LIMIT, "forward: row %d: the cache of slot %d is full: it has %d cells; ask for more", i,
+             r->slot, f->kv->cap);
+    s->in_place[i] = cell[i] == pos[i] && (r->parent < 0 || s->in_place[r->parent]);
+    plan[AT_TOKEN * n + i] = r->token;
+    plan[AT_SLOT * n + i] = r->slot;
+    plan[AT_BASE * n + i] = s->in_place[i] ? pos[i] + 1 : committed;
+    plan[AT_PATH_OFF * n + i] = *n_path;
+    if (!s->in_place[i])
+        *n_path += write_path(cell, rows, i, pos[i] - committed + 1, plan + AT_PATH * n + *n_path);
+    return 0;
+}
+
+static int plan(struct forward *f, const struct forward_row *rows, int n)
+{
+    struct scratch *s = f->scratch;
+    struct backend *be = f->model->be;
+    int n_path = 0;
+    for (int i = 0; i < f->kv->slots; i++)
+        s->next[i] = f->kv->slot[i].used;
+    for (int i = 0; i < n; i++)
+        TRY(plan_row(f, rows, i, &n_path));
+    f->rows.n = n;
+    size_t ints = AT_PATH * (size_t)f->max_rows + (size_t)n_path;
+    return be->ops->upload(be, s->device, s->staging, ints * sizeof *s->device);
+}
+
+static int run_norm(const struct forward *f, const float *w)
+{
+    const struct scratch *s = f->scratch;
+    struct backend *be = f->model->be;
+    const struct rmsnorm a = {.x = s->x,
+                              .w = w,
+                              .y = s->h,
+                              .rows = f->rows.n,
+                              .dim = f->model->cfg.hidden,
+                              .threads = be->threads,
+                              .eps = f->model->cfg.rms_eps};
+    return be->ops->rmsnorm(be, &a);
+}
+
+static struct gemm product(const struct forward *f, const struct matrix *w, const float *x, float *y)
+{
+    const struct scratch *s = f->scratch;
+    return (struct gemm){
+        .w = w, .x = x, .y = y, .rows = f->rows.n, .threads = f->model->be->threads, .scratch = s->gemm};
+}
+
+/* x += o(attention(norm(x))); keys and values go to their cells on the way. */
+static int run_attention(const struct forward *f, int layer)
+{
+    const struct scratch *s = f->scratch;
+    const struct layer *l = &f->model->layers[layer];
+    const struct model_config *c = &f->model->cfg;
+    struct backend *be = f->model->be;
+    const struct attention attention = {.rows = &f->rows,
+                                        .qkv = s->qkv,
+                                        .kv = f->kv->layers[layer],
+                                        .y = s->attended,
+                                        .scratch = s->attention,
+                                        .heads = c->heads,
+                                        .threads = be->threads,
+                                        .scale = 1.0f / sqrtf((float)c->head_dim)};
+    struct gemm out = product(f, &l->o, s->attended, s->x);
+    out.accumulate = 1;
+    TRY(be->ops->attention(be, &attention));
+    return be->ops->gemm(be, &out);
+}
+
+static int run_cache(const struct forward *f, int layer)
+{
+    const struct scratch *s = f->scratch;
+    const struct layer *l = &f->model->layers[layer];
+    struct backend *be = f->model->be;
+    const struct gemm qkv = product(f, &l->qkv, s->h, s->qkv);
+    const struct rope rope = {.rows = &f->rows,
+                              .qkv = s->qkv,
+                              .cos_sin = s->cos_sin,
+                              .kv = f->kv->layers[layer],
+                              .heads = f->model->cfg.heads,
+                              .threads = be->threads};
+    TRY(run_norm(f, l->attn_norm));
+    TRY(be->ops->gemm(be, &qkv));
+    return be->ops->rope(be, &rope);
+}
+
+/* x += down(swiglu(norm(x))) */
+static int run_ffn(const struct forward *f, int layer)
+{
+    const struct scratch *s = f->scratch;
+    const struct layer *l = &f->model->layers[layer];
+    struct backend *be = f->model->be;
+    const struct gemm gate_up = product(f, &l->gate_up, s->h, s->ffn);
+    struct gemm down = product(f, &l->down, s->ffn, s->x);
+    down.accumulate = 1;
+    TRY(run_norm(f, l->ffn_norm));
+    TRY(be->ops->swiglu(be, &gate_up));
+    return be->ops->gemm(be, &down);
+}
+
+/* Without logits the last layer is only wanted for its keys and values. */
+static int run_layers(const struct forward *f, unsigned flags)
+{
+    const struct scratch *s = f->scratch;
+    struct model *m = f->model;
+    const struct embed embed = {.w = &m->embed, .token = f->rows.token, .y = s->x, .rows = f->rows.n};
+    TRY(m->be->ops->embed(m->be, &embed));
+    TRY(m->be->ops->rope_table(m->be, &f->rows, m->inv_freq, m->cfg.head_dim, s->cos_sin));
+    for (int i = 0; i < m->cfg.layers; i++) {
+        TRY(run_cache(f, i));
+        if (i == m->cfg.layers - 1 && !(flags & FORWARD_LOGITS))
+            break;
+        TRY(run_attention(f, i));
+        TRY(run_ffn(f, i));
+    }
+    return 0;
+}
+
+static int run_head(const struct forward *f, unsigned flags)
+{
+    const struct scratch *s = f->scratch;
+    struct model *m = f->model;
+    const struct gemm head = product(f, &m->head, s->h, f->logits);
+    const struct logits stats = {.logits = f->logits,
+                                 .out = f->stats,
+                                 .rows = f->rows.n,
+                                 .vocab = m->cfg.vocab,
+                                 .threads = m->be->threads,
+                                 .with_entropy = (flags & FORWARD_ENTROPY) != 0};
+    TRY(run_norm(f, m->norm));
+    TRY(m->be->ops->gemm(m->be, &head));
+    return m->be->ops->logits(m->be, &stats);
+}
+
+int forward_run(struct forward *f, const struct forward_row *rows, int n, unsigned flags)
+{
+    struct scratch *s = f->scratch;
+    const int limit =
+        flags & FORWARD_LOGITS && f->max_logit_rows < f->max_rows ? f->max_logit_rows : f->max_rows;
+    if (n < 1 || n > limit)
+        FAIL(ERR_LIMIT, "forward: expected 1 to %d rows in a pass%s, found %d", limit,
+             flags & FORWARD_LOGITS ? " with logits" : "", n);
+    TRY(plan(f, rows, n));
+    TRY(run_layers(f, flags));
+    if (flags & FORWARD_LOGITS)
+        TRY(run_head(f, flags));
+    TRY(f->model->be->ops->sync(f->model->be));
+    for (int i = 0; i < n; i++)
+        f->kv->slot[rows[i].slot].used = s->next[rows[i].slot];
+    return 0;
+}
+
+int forward_prefill(struct forward *f, int slot, const int *tokens, int n)
+{
+    struct scratch *s = f->scratch;
+    assert(slot >= 0 && slot < f->kv->slots);
+    const struct kv_slot *at = &f->kv->slot[slot];
+    assert(at->used == at->committed);
+    for (int done = 0; done < n;) {
+        const int to_border = f->max_rows - at->committed % f->max_rows;
+        const int block = n - done < to_border ? n - done : to_border;
+        for (int i = 0; i < block; i++)
+            s->rows[i] = (struct forward_row){.token = tokens[done + i], .slot = slot, .parent = i - 1};
+        TRY(forward_run(f, s->rows, block, FORWARD_PREFILL));
+        TRY(kv_commit(f->kv, slot, s->keep, block));
+        done += block;
+    }
+    return 0;
+}
