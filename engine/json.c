@@ -112,7 +112,7 @@ static int member(const json_t *obj, const char *key, const char *what, const ch
 int json_get_int(const json_t *obj, const char *key, const char *what, long lo, long hi, const long *fallback,
                  long *out)
 {
-    json_t *v;
+    json_t *v = NULL;
     TRY(member(obj, key, what, "an integer", fallback != NULL, &v));
     if (!v) {
         *out = *fallback;
@@ -130,7 +130,7 @@ int json_get_int(const json_t *obj, const char *key, const char *what, long lo, 
 
 int json_get_double(const json_t *obj, const char *key, const char *what, const double *fallback, double *out)
 {
-    json_t *v;
+    json_t *v = NULL;
     TRY(member(obj, key, what, "a number", fallback != NULL, &v));
     if (v && !json_is_number(v))
         FAIL(ERR_FORMAT, "%s: '%s': expected a number, found %s", what, key, json_type_name(v));
@@ -140,7 +140,7 @@ int json_get_double(const json_t *obj, const char *key, const char *what, const 
 
 int json_get_bool(const json_t *obj, const char *key, const char *what, const int *fallback, int *out)
 {
-    json_t *v;
+    json_t *v = NULL;
     TRY(member(obj, key, what, "true or false", fallback != NULL, &v));
     if (v && !json_is_boolean(v))
         FAIL(ERR_FORMAT, "%s: '%s': expected true or false, found %s", what, key, json_type_name(v));
@@ -151,7 +151,7 @@ int json_get_bool(const json_t *obj, const char *key, const char *what, const in
 int json_get_string(const json_t *obj, const char *key, const char *what, const char *fallback,
                     const char **out)
 {
-    json_t *v;
+    json_t *v = NULL;
     TRY(member(obj, key, what, "a string", fallback != NULL, &v));
     if (v && !json_is_string(v))
         FAIL(ERR_FORMAT, "%s: '%s': expected a string, found %s", what, key, json_type_name(v));
