@@ -8,7 +8,8 @@
  *              one-hot q. Trees: siblings in order, each on what the rejections before it left. Output distributed as p.
  *              Leviathan et al. arXiv 2211.17192; Chen et al. arXiv 2302.01318; trees: Miao et al. arXiv 2305.09781
  *   relaxed    LOSSY: accepts a node among the target's relaxed_top_k tokens whose probability is at least the top one's minus
- *              relaxed_delta; bonus is the argmax (TensorRT-LLM's rule for reasoning models) */
+ *              relaxed_delta, of several siblings the most probable; bonus is the argmax (TensorRT-LLM's rule for
+ *              reasoning models) */
 #ifndef SPEC_ACCEPT_H
 #define SPEC_ACCEPT_H
 #include "kernels/logits.h"
@@ -24,6 +25,14 @@ struct sampling {
     float relaxed_delta; /* [0, 1] */
 };
 
+/* Working memory of one accept call at a time. */
+struct accept_scratch {
+    struct sample_dist dist; /* owned arrays */
+    float *left;             /* owned f32 [vocab] */
+};
+int  accept_scratch_init(struct accept_scratch *s, int vocab);
+void accept_scratch_deinit(struct accept_scratch *s); /* a zeroed struct is fine */
+
 struct accept_args {
     const struct tree *tree;
     const float *logits;             /* [1 + tree->n, vocab]: the root's row, then node i at 1 + i */
@@ -32,8 +41,7 @@ struct accept_args {
     const struct sampling *sampling;
     uint32_t request;
     int position;                    /* absolute position of the first token to decide: that of the root plus 1 */
-    struct sample_dist *dist;        /* scratch, accept_scratch_init */
-    float *residual;                 /* scratch f32 [vocab] */
+    struct accept_scratch *scratch;
 };
 
 struct accepted {
@@ -42,6 +50,7 @@ struct accepted {
     int bonus; /* token after the last accepted node */
 };
 
+/* ERR_DEVICE when a row it needs holds no finite logits. */
 typedef int (*accept_fn)(const struct accept_args *a, struct accepted *out);
 
 struct accept_rule {

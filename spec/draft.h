@@ -48,7 +48,7 @@ struct draft_text {
 struct draft_seen {
     struct draft_text text;
     int n_new;              /* tokens emitted by this step: accepted nodes and the bonus */
-    int n_accepted;         /* nodes accepted */
+    int n_accepted;         /* nodes accepted that became text: fewer than the rule took when the answer ended among them */
     const int *path;        /* [n_accepted] their indices in the tree */
 };
 

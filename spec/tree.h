@@ -10,9 +10,9 @@ struct tree_node {
     int token, parent;
     int depth;        /* 1 for children of the root */
     float log_q;      /* the draft's log probability of this token after its parent; 0 for a draft without probabilities */
-    const float *q;   /* f32 [vocab]: the distribution this token was drawn from at random, after the siblings before it were
-                       * drawn without replacement from the same; borrowed until the step ends. NULL: chosen without
-                       * randomness, which every rule treats as a one-hot q */
+    const float *q;   /* f32 [vocab]: the distribution this token was drawn from at random, without replacement: the siblings
+                       * before it could not come again (q itself still holds them). Borrowed until the step ends. NULL:
+                       * chosen without randomness, which every rule treats as a one-hot q */
 };
 
 struct tree {
