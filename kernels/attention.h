@@ -17,6 +17,18 @@ struct kv_layer {
     int slots, kv_heads, head_dim, cap;
 };
 
+/* Where a cell's key begins in k (component d stands d * KV_BLOCK further) and its value in v (contiguous). */
+static inline size_t kv_key_at(const struct kv_layer *kv, int slot, int head, int cell)
+{
+    size_t blocks = ((size_t)slot * (size_t)kv->kv_heads + (size_t)head) * (size_t)(kv->cap / KV_BLOCK);
+    return (blocks + (size_t)(cell / KV_BLOCK)) * (size_t)kv->head_dim * KV_BLOCK + (size_t)(cell % KV_BLOCK);
+}
+static inline size_t kv_value_at(const struct kv_layer *kv, int slot, int head, int cell)
+{
+    size_t cells = ((size_t)slot * (size_t)kv->kv_heads + (size_t)head) * (size_t)kv->cap + (size_t)cell;
+    return cells * (size_t)kv->head_dim;
+}
+
 /* The rows of one pass; arrays in the backend's memory, borrowed. */
 struct rows {
     int n;
@@ -28,6 +40,11 @@ struct rows {
     const int *path_off; /* [n] */
     const int *path;     /* cells of positions base[r]..pos[r]; pos[r] - base[r] + 1 of them, none when base = pos + 1 */
 };
+/* The cell of position p as row r sees it, 0 <= p <= pos[r]. */
+static inline int rows_cell(const struct rows *rows, int r, int p)
+{
+    return p < rows->base[r] ? p : rows->path[rows->path_off[r] + p - rows->base[r]];
+}
 
 /* rope: rotate q and k by position (half rotation: component j pairs with j + head_dim / 2; Su et al., arXiv 2104.09864,
  * in the layout of Hugging Face checkpoints), write k and v to their cells.

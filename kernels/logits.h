@@ -1,5 +1,6 @@
 /* logits: what a step needs to know of one row of logits beyond the row itself.
  * shapes   logits f32 [rows, vocab]; out [rows]
+ * needs    vocab >= 1, at least one finite logit, none NaN or +inf; of other rows only argmax is sure to be an id
  * math     f32 exponentials, sums in 16 lanes by id modulo 16, lanes added pairwise; argmax: lowest id among equals.
  *          A row's bits depend on the row alone. Entropy in nats: lse - sum p * logit. */
 #ifndef KERNELS_LOGITS_H
@@ -17,7 +18,7 @@ struct logits {
     const float *logits;
     struct logit_stats *out;
     int rows, vocab, threads;
-    int with_entropy; /* 0 or 1; costs one more exponential pass */
+    int with_entropy; /* 0 or 1; a multiply-add an id more */
 };
 void logits_ref(const struct logits *a); /* double sums */
 /* 1 + number of ids that stand before v: larger logit, or equal and lower id. */

@@ -1,6 +1,7 @@
-/* simd: 16 floats as a value, in as many registers as the instruction set needs (avx512 1, avx2 2, portable 4).
- * For *_cpu.c only. A row's bits must not depend on how a compiler fuses a * b + c in one place or another, so where
- * rounding matters the fusing is written out: v16_fma rounds once where the machine can, in every inlined copy. */
+/* simd: 16 floats as a value, in as many registers as the instruction set needs (avx512 1, avx2 2, portable
+ * 4). For *_cpu.c only. A row's bits must not depend on how a compiler fuses a * b + c in one place or
+ * another, so where rounding matters the fusing is written out: v16_fma rounds once where the machine can, in
+ * every inlined copy. */
 #ifndef KERNELS_SIMD_H
 #define KERNELS_SIMD_H
 #include <stdint.h>
@@ -77,9 +78,9 @@ SIMD_FN vreg vreg_min(vreg a, vreg b)
 }
 
 /* exp within 2 ulp, subnormal results included; exp(-inf) = 0, overflow gives inf, NaN stays NaN.
- * x = n ln 2 + r with |r| <= ln 2 / 2, n rounded by adding 1.5 * 2^23 and read from the low bits of that sum. exp(r) is
- * Taylor's series to r^7 (remainder under 6e-9). 2^n is applied in two halves, so that neither leaves the range of
- * normal numbers and a subnormal result rounds once. */
+ * x = n ln 2 + r with |r| <= ln 2 / 2, n rounded by adding 1.5 * 2^23 and read from the low bits of that sum.
+ * exp(r) is Taylor's series to r^7 (remainder under 6e-9). 2^n is applied in two halves, so that neither
+ * leaves the range of normal numbers and a subnormal result rounds once. */
 SIMD_FN vreg vreg_exp(vreg x)
 {
     const float magic = 0x1.8p23f;

@@ -1,0 +1,44 @@
+/* rope: every element is read and written once. A few rows take less time than waking a thread. */
+#include "kernels/attention.h"
+#include "kernels/simd.h"
+
+/* x[j] cos - x[j + half] sin and x[j + half] cos + x[j] sin; each product's second term is fused. */
+static void rotate(float *x, const float *cos_sin, int half)
+{
+    int j = 0;
+    for (; j + 16 <= half; j += 16) {
+        struct v16 a = v16_load(x + j), b = v16_load(x + j + half);
+        struct v16 c = v16_load(cos_sin + j), s = v16_load(cos_sin + j + half);
+        struct v16 minus_b = v16_sub(v16_set1(0.0f), b);
+        v16_store(x + j, v16_fma(minus_b, s, v16_mul(a, c)));
+        v16_store(x + j + half, v16_fma(a, s, v16_mul(b, c)));
+    }
+    for (; j < half; j++) {
+        float a = x[j], b = x[j + half], c = cos_sin[j], s = cos_sin[j + half];
+        x[j] = a * c - b * s;
+        x[j + half] = b * c + a * s;
+    }
+}
+
+static void rope_row(const struct rope *a, int r)
+{
+    const struct rows *rows = a->rows;
+    int dim = a->kv.head_dim;
+    float *q = a->qkv + (size_t)r * (size_t)(a->heads + 2 * a->kv.kv_heads) * (size_t)dim;
+    const float *k = q + (size_t)a->heads * (size_t)dim, *v = k + (size_t)a->kv.kv_heads * (size_t)dim;
+    for (int h = 0; h < a->heads + a->kv.kv_heads; h++)
+        rotate(q + (size_t)h * (size_t)dim, a->cos_sin + (size_t)r * (size_t)dim, dim / 2);
+    for (int h = 0; h < a->kv.kv_heads; h++, k += dim, v += dim) {
+        float *to = a->kv.k + kv_key_at(&a->kv, rows->slot[r], h, rows->cell[r]);
+        for (int d = 0; d < dim; d++)
+            to[(size_t)d * KV_BLOCK] = k[d];
+        memcpy(a->kv.v + kv_value_at(&a->kv, rows->slot[r], h, rows->cell[r]), v, (size_t)dim * sizeof *v);
+    }
+}
+
+void KERN_NAME(rope)(const struct rope *a)
+{
+#pragma omp parallel for num_threads(a->threads) schedule(static) if (a->threads > 1 && a->rows->n > 8)
+    for (int r = 0; r < a->rows->n; r++)
+        rope_row(a, r);
+}

@@ -1,0 +1,46 @@
+/* rope: the table of cosines and sines, one for all instruction sets, and the rotation in plain loops. */
+#include "kernels/attention.h"
+#include <math.h>
+
+void rope_table(const struct rows *rows, const float *inv_freq, int head_dim, float *cos_sin)
+{
+    int half = head_dim / 2;
+    for (int r = 0; r < rows->n; r++) {
+        float *c = cos_sin + (size_t)r * (size_t)head_dim, *s = c + half;
+        for (int j = 0; j < half; j++) {
+            float angle = (float)rows->pos[r] * inv_freq[j];
+            c[j] = cosf(angle);
+            s[j] = sinf(angle);
+        }
+    }
+}
+
+static void rotate(float *x, const float *cos_sin, int half)
+{
+    for (int j = 0; j < half; j++) {
+        double a = x[j], b = x[j + half], c = cos_sin[j], s = cos_sin[j + half];
+        x[j] = (float)(a * c - b * s);
+        x[j + half] = (float)(b * c + a * s);
+    }
+}
+
+void rope_ref(const struct rope *a)
+{
+    const struct rows *rows = a->rows;
+    int dim = a->kv.head_dim;
+    size_t stride = (size_t)(a->heads + 2 * a->kv.kv_heads) * (size_t)dim;
+    for (int r = 0; r < rows->n; r++) {
+        float *q = a->qkv + (size_t)r * stride, *k = q + (size_t)a->heads * (size_t)dim;
+        const float *v = k + (size_t)a->kv.kv_heads * (size_t)dim;
+        for (int h = 0; h < a->heads + a->kv.kv_heads; h++)
+            rotate(q + (size_t)h * (size_t)dim, a->cos_sin + (size_t)r * (size_t)dim, dim / 2);
+        for (int h = 0; h < a->kv.kv_heads; h++, k += dim, v += dim) {
+            float *to_k = a->kv.k + kv_key_at(&a->kv, rows->slot[r], h, rows->cell[r]);
+            float *to_v = a->kv.v + kv_value_at(&a->kv, rows->slot[r], h, rows->cell[r]);
+            for (int d = 0; d < dim; d++) {
+                to_k[(size_t)d * KV_BLOCK] = k[d];
+                to_v[d] = v[d];
+            }
+        }
+    }
+}
