@@ -15,6 +15,7 @@ struct chat_message {
 struct chat {
     enum chat_template kind;
     char *default_system; /* owned; prepended when the first message is not "system"; NULL: none */
+    const char *preamble; /* static; goes in front of the first system message's text; NULL: none */
     int *stop;            /* owned [n_stop]: ids that end an answer (generation_config.json, else config.json) */
     int n_stop;
 };

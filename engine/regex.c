@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 enum { PATTERN_MAX = 4096, REPEAT_MAX = 1000 };
 
@@ -165,12 +166,34 @@ static int read_repeat(struct reader *r)
     return copy(r, used);
 }
 
+/* (?i:...): plain ASCII letters only, and none of the pairs that one character, such as the German sharp s,
+ * equals when case does not count: Oniguruma follows that, PCRE2 does not. */
+static int copy_caseless(struct reader *r)
+{
+    static const char *const ligatures[] = {"ss", "st", "ff", "fi", "fl"};
+    copy(r, 4);
+    while (r->p < r->end && *r->p != ')') {
+        for (size_t i = 0; i < sizeof ligatures / sizeof ligatures[0]; i++)
+            if (r->end - r->p > 1 && strncasecmp(r->p, ligatures[i], 2) == 0)
+                return refuse(r, 2);
+        int letter = (*r->p | 32) >= 'a' && (*r->p | 32) <= 'z';
+        if (!letter && *r->p != '\'' && *r->p != '|')
+            return refuse(r, 1);
+        copy(r, 1);
+    }
+    if (r->p == r->end)
+        FAIL(ERR_FORMAT, "%s: expected ')' before the end of the regular expression", r->what);
+    return copy(r, 1);
+}
+
 static int read_group(struct reader *r)
 {
-    static const char *const openings[] = {"(?:", "(?i:", "(?=", "(?!", "(?>"};
+    static const char *const openings[] = {"(?:", "(?=", "(?!", "(?>"};
+    if (at(r, "(?i:"))
+        return copy_caseless(r);
     for (size_t i = 0; i < sizeof openings / sizeof openings[0]; i++)
         if (at(r, openings[i]))
-            return copy(r, (int)strlen(openings[i]));
+            return copy(r, 3);
     if (at(r, "(?") || at(r, "(*"))
         return refuse(r, 3);
     return copy(r, 1);

@@ -1,8 +1,8 @@
 /* regex: the regular expressions of a tokenizer.json, run by PCRE2. The file's patterns are written for
  * Oniguruma with Unicode 16; what the two engines read differently is spelled out or refused by name:
  *   \s \d \p{..}  spelled out, so that both see the same characters whatever Unicode version PCRE2 was built with
- *   accepted      literals, escaped punctuation, \r \n \t \f \v \uHHHH, . | ( ) (?: (?i: (?= (?! (?>, [..] [^..],
- *                 ? * + {n} {n,} {n,m}, lazy and possessive ? * +, \S \P{..} outside classes
+ *   accepted      literals, escaped punctuation, \r \n \t \f \v \uHHHH, . | ( ) (?: (?= (?! (?>, (?i: around ASCII
+ *                 letters, [..] [^..], ? * + {n} {n,} {n,m}, lazy and possessive ? * +, \S \P{..} outside classes
  *   refused       all else: \w \b \h, backreferences, look-behind, ^ $, classes in classes, && */
 #ifndef ENGINE_REGEX_H
 #define ENGINE_REGEX_H
