@@ -41,9 +41,11 @@ PHILOX_FN struct philox4 philox(uint64_t seed, uint32_t request, uint32_t positi
     return r;
 }
 
-/* Uniform in the open interval (0, 1): (2 m + 1) / 2^25 for a 24-bit m, exact in binary32. */
+/* Uniform in the open interval (0, 1): (2 m + 1) / 2^24 for the upper 23 bits m. The numerator has 24 bits, so the value
+ * is exact in binary32 and the largest is PHILOX_UNIFORM_MAX; one more bit would round up to 1. */
+#define PHILOX_UNIFORM_MAX (1.0 - 0x1p-24)
 PHILOX_FN float philox_uniform(uint32_t bits)
 {
-    return (float)(bits >> 8) * 0x1p-24f + 0x1p-25f;
+    return (float)(bits >> 9) * 0x1p-23f + 0x1p-24f;
 }
 #endif
