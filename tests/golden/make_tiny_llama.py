@@ -49,7 +49,7 @@ def on_grid(x):
     return torch.where(x.abs() < 2.0 ** -14, torch.zeros(()), x)
 
 
-def random_weights(hidden, heads, kv_heads, size, ffn, tied, generator):
+def random_weights(hidden, heads, kv_heads, head_dim, ffn, tied, generator):
     def matrix(rows, cols, gain=1.0):
         return on_grid(torch.randn(rows, cols, generator=generator) * (gain / cols ** 0.5))
 
@@ -60,10 +60,10 @@ def random_weights(hidden, heads, kv_heads, size, ffn, tied, generator):
     for n in range(LAYERS):
         layer = f"model.layers.{n}."
         weights[layer + "input_layernorm.weight"] = norm()
-        weights[layer + "self_attn.q_proj.weight"] = matrix(heads * size, hidden, 2.0)
-        weights[layer + "self_attn.k_proj.weight"] = matrix(kv_heads * size, hidden, 2.0)
-        weights[layer + "self_attn.v_proj.weight"] = matrix(kv_heads * size, hidden)
-        weights[layer + "self_attn.o_proj.weight"] = matrix(hidden, heads * size)
+        weights[layer + "self_attn.q_proj.weight"] = matrix(heads * head_dim, hidden, 2.0)
+        weights[layer + "self_attn.k_proj.weight"] = matrix(kv_heads * head_dim, hidden, 2.0)
+        weights[layer + "self_attn.v_proj.weight"] = matrix(kv_heads * head_dim, hidden)
+        weights[layer + "self_attn.o_proj.weight"] = matrix(hidden, heads * head_dim)
         weights[layer + "post_attention_layernorm.weight"] = norm()
         weights[layer + "mlp.gate_proj.weight"] = matrix(ffn, hidden, 2.0)
         weights[layer + "mlp.up_proj.weight"] = matrix(ffn, hidden)
@@ -91,21 +91,22 @@ def save(folder, weights, dtype, shards):
 
 
 def make(number, name):
-    hidden, heads, kv_heads, size, ffn, dtype, shards, changes = MODELS[name]
+    hidden, heads, kv_heads, head_dim, ffn, dtype, shards, changes = MODELS[name]
     folder = OUT / name
     folder.mkdir(parents=True, exist_ok=True)
     config = config_of(hidden, heads, kv_heads, ffn, dtype, changes)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     generator = torch.Generator().manual_seed(1000 + number)
     tied = config["tie_word_embeddings"]
-    save(folder, random_weights(hidden, heads, kv_heads, size, ffn, tied, generator), dtype, shards)
+    save(folder, random_weights(hidden, heads, kv_heads, head_dim, ffn, tied, generator), dtype, shards)
     ids = torch.randint(0, VOCAB, (1, TOKENS), generator=generator)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         logits = model(ids).logits[0]
     data = MAGIC + struct.pack("<2I", TOKENS, VOCAB) + struct.pack(f"<{TOKENS}I", *ids[0].tolist())
     (folder / "logits.bin").write_bytes(data + logits.contiguous().numpy().astype("<f4").tobytes())
-    print(f"{name}: {sum(f.stat().st_size for f in folder.iterdir())} bytes, logits {logits.min():.2f}..{logits.max():.2f}")
+    size = sum(f.stat().st_size for f in folder.iterdir())
+    print(f"{name}: {size} bytes, logits {logits.min():.2f}..{logits.max():.2f}")
 
 
 def main():

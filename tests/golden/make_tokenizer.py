@@ -225,7 +225,8 @@ def main():
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
     make_small_tokenizers()
-    folders = {"smollm2": Path(sys.argv[1]) / "smollm2-135m-instruct", "llama3": OUT / "llama3", "llama4": OUT / "llama4"}
+    folders = {"smollm2": Path(sys.argv[1]) / "smollm2-135m-instruct", "llama3": OUT / "llama3",
+               "llama4": OUT / "llama4"}
     tokenizers = {name: Tokenizer.from_file(str(folder / "tokenizer.json")) for name, folder in folders.items()}
     write_lines(OUT / "encode.jsonl", encode_lines(tokenizers))
     write_lines(OUT / "decode.jsonl", decode_lines(tokenizers))
