@@ -1,0 +1,30 @@
+/* analyze: what a result file says, as tables. The formulas are in metrics.h, the intervals in stats.h, the rows in summary.h.
+ *
+ * JSON form (--json), schema_version 1; undefined numbers are null, times are in the unit that the key ends in:
+ *   schema_version 1
+ *   source     {path, status, model, fingerprint, device, isa, host, threads, version, git_commit, build, started, ended, slice,
+ *              trace_level, config}
+ *   method     {interval: "percentile bootstrap over prompts", level, replicates, seed}
+ *   results    [one object for every arm and group; its keys are the columns of the CSV form; intervals are {value, lo, hi}]
+ *   positions  [one object for every arm, group and depth]
+ *   notes      [sentences]
+ * A group is null for all prompts together. New keys may come; these keep name and meaning while schema_version is 1. */
+#ifndef EXPERIMENTS_ANALYZE_H
+#define EXPERIMENTS_ANALYZE_H
+#include "experiments/summary.h"
+#include <stdio.h>
+
+enum analyze_form { ANALYZE_TEXT, ANALYZE_JSON, ANALYZE_CSV };
+
+struct analyze_opts {
+    struct summary_opts summary;
+    enum analyze_form form;
+    int positions; /* text: the table of positions too; CSV: instead of the results */
+};
+struct analyze_opts analyze_defaults(void); /* text, all prompts together, 2000 replicates, seed 1, 95 % */
+
+/* t holds steps. */
+int analyze_trace(const struct trace *t, const struct analyze_opts *opts, FILE *out);
+/* `specbed analyze PATH`: the file's text form with the defaults. */
+int analyze_print(const char *path, FILE *out);
+#endif

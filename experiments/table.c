@@ -1,0 +1,424 @@
+/* Cells keep full numbers; each form of output rounds or does not. Widths are counted in terminal columns,
+ * not bytes: labels and categories come from foreign files in any script. */
+#include "experiments/table.h"
+#include "engine/err.h"
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CELL_MAX = 256, WORD_MAX = 4096, GAP = 2, MIN_TEXT = 8 };
+
+void table_init(struct table *t, const struct table_column *columns, int n_columns)
+{
+    memset(t, 0, sizeof *t);
+    t->columns = columns;
+    t->n_columns = n_columns;
+}
+
+void table_deinit(struct table *t)
+{
+    for (int i = 0; i < t->n_rows * t->n_columns; i++)
+        free(t->cells[i].text);
+    free(t->cells);
+    free(t->breaks);
+    memset(t, 0, sizeof *t);
+}
+
+static int grow(struct table *t)
+{
+    int cap = t->cap ? 2 * t->cap : 16;
+    struct table_cell *cells = realloc(t->cells, (size_t)cap * (size_t)t->n_columns * sizeof *cells);
+    if (cells)
+        t->cells = cells;
+    char *breaks = realloc(t->breaks, (size_t)cap);
+    if (breaks)
+        t->breaks = breaks;
+    if (!cells || !breaks)
+        return ERR_MEMORY;
+    t->cap = cap;
+    return 0;
+}
+
+void table_row(struct table *t)
+{
+    if (t->n_rows == t->cap && grow(t)) {
+        t->failed = 1;
+        return;
+    }
+    for (int c = 0; c < t->n_columns; c++)
+        t->cells[t->n_rows * t->n_columns + c] = (struct table_cell){NULL, NAN, NAN, NAN};
+    t->breaks[t->n_rows++] = 0;
+}
+
+void table_break(struct table *t)
+{
+    if (!t->failed)
+        t->breaks[t->n_rows - 1] = 1;
+}
+
+/* The last row's cell of this key, NULL after a failure. */
+static struct table_cell *cell(struct table *t, const char *key, int *kind)
+{
+    int c = 0;
+    while (c < t->n_columns && strcmp(t->columns[c].key, key))
+        c++;
+    assert(c < t->n_columns);
+    *kind = (int)t->columns[c].kind;
+    if (t->failed)
+        return NULL;
+    assert(t->n_rows > 0);
+    return &t->cells[(t->n_rows - 1) * t->n_columns + c];
+}
+
+void table_text(struct table *t, const char *key, const char *text)
+{
+    int kind;
+    struct table_cell *x = cell(t, key, &kind);
+    assert(kind == TABLE_TEXT);
+    if (!x)
+        return;
+    free(x->text);
+    x->text = strdup(text);
+    t->failed |= !x->text;
+}
+
+void table_number(struct table *t, const char *key, double value)
+{
+    int kind;
+    struct table_cell *x = cell(t, key, &kind);
+    assert(kind == TABLE_COUNT || kind == TABLE_REAL || kind == TABLE_SHARE);
+    if (x)
+        x->value = value;
+}
+
+void table_interval(struct table *t, const char *key, struct stats_interval v)
+{
+    int kind;
+    struct table_cell *x = cell(t, key, &kind);
+    assert(kind == TABLE_INTERVAL);
+    if (x)
+        *x = (struct table_cell){NULL, v.value, v.lo, v.hi};
+}
+
+/* One code point at *s, advancing it; -1 for a byte that is not UTF-8 (overlong forms and surrogates
+ * included). */
+static int32_t next_rune(const unsigned char **s)
+{
+    const unsigned char *p = *s;
+    int n = p[0] < 0x80                   ? 1
+            : p[0] >= 0xC2 && p[0] < 0xE0 ? 2
+            : (p[0] & 0xF0) == 0xE0       ? 3
+            : p[0] >= 0xF0 && p[0] < 0xF5 ? 4
+                                          : 0;
+    *s = p + 1;
+    if (n < 2)
+        return n ? p[0] : -1;
+    int32_t rune = p[0] & (0xFF >> (n + 1));
+    for (int i = 1; i < n; i++) {
+        if ((p[i] & 0xC0) != 0x80)
+            return -1;
+        rune = rune << 6 | (p[i] & 0x3F);
+    }
+    if ((n == 3 && rune < 0x800) || (n == 4 && (rune < 0x10000 || rune > 0x10FFFF)) ||
+        (rune >= 0xD800 && rune < 0xE000))
+        return -1;
+    *s = p + n;
+    return rune;
+}
+
+static int in_ranges(int32_t rune, const int32_t (*range)[2], size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (rune >= range[i][0] && rune <= range[i][1])
+            return 1;
+    return 0;
+}
+
+/* Terminal columns of a code point: 0 for marks that combine, 2 for East Asian wide characters and emoji
+ * (Unicode UAX 11). */
+static int rune_width(int32_t rune)
+{
+    static const int32_t none[][2] = {
+        {0x300, 0x36F}, {0x200B, 0x200F}, {0x20D0, 0x20FF}, {0xFE00, 0xFE0F}, {0xFEFF, 0xFEFF}};
+    static const int32_t wide[][2] = {{0x1100, 0x115F},   {0x2E80, 0xA4CF},   {0xAC00, 0xD7A3},
+                                      {0xF900, 0xFAFF},   {0xFE30, 0xFE6F},   {0xFF00, 0xFF60},
+                                      {0xFFE0, 0xFFE6},   {0x1F300, 0x1F64F}, {0x1F680, 0x1F6FF},
+                                      {0x1F900, 0x1F9FF}, {0x20000, 0x3FFFD}};
+    if (in_ranges(rune, none, sizeof none / sizeof *none))
+        return 0;
+    return in_ranges(rune, wide, sizeof wide / sizeof *wide) ? 2 : 1;
+}
+
+static int is_control(int32_t rune)
+{
+    return rune < 0x20 || (rune >= 0x7F && rune < 0xA0) || (rune >= 0x2028 && rune <= 0x202E) ||
+           (rune >= 0x2066 && rune <= 0x2069);
+}
+
+int table_display_width(const char *utf8)
+{
+    int width = 0;
+    for (const unsigned char *s = (const unsigned char *)utf8; *s;) {
+        int32_t rune = next_rune(&s);
+        width += rune < 0 || is_control(rune) ? 1 : rune_width(rune);
+    }
+    return width;
+}
+
+/* Text as a terminal may see it, cut to `width` columns; returns the columns written. */
+static int put_text(const char *utf8, int width, FILE *out)
+{
+    int cut = table_display_width(utf8) > width, room = cut ? width - 3 : width, used = 0;
+    for (const unsigned char *s = (const unsigned char *)utf8; *s;) {
+        const unsigned char *from = s;
+        int32_t rune = next_rune(&s);
+        int bad = rune < 0 || is_control(rune), w = bad ? 1 : rune_width(rune);
+        if (used + w > room)
+            break;
+        if (bad)
+            fputc('?', out);
+        else
+            fwrite(from, 1, (size_t)(s - from), out);
+        used += w;
+    }
+    if (cut)
+        fputs("...", out);
+    return cut ? used + 3 : used;
+}
+
+/* A number as the text form shows it. An interval of no width is certain by construction (an arm against
+ * itself): just the value. */
+static const char *show(const struct table_column *col, const struct table_cell *x, char *buf, size_t n)
+{
+    int d = col->decimals;
+    if (col->kind == TABLE_TEXT)
+        return x->text ? x->text : "";
+    if (isnan(x->value))
+        snprintf(buf, n, "-");
+    else if (col->kind == TABLE_SHARE)
+        snprintf(buf, n, "%.*f %%", d, 100 * x->value);
+    else if (col->kind == TABLE_INTERVAL && !isnan(x->lo) && !(x->lo == x->value && x->hi == x->value))
+        snprintf(buf, n, "%.*f [%.*f, %.*f]", d, x->value, d, x->lo, d, x->hi);
+    else
+        snprintf(buf, n, "%.*f", col->kind == TABLE_COUNT ? 0 : d, x->value);
+    return buf;
+}
+
+static int is_empty(const struct table *t, int c)
+{
+    for (int r = 0; r < t->n_rows; r++) {
+        const struct table_cell *x = &t->cells[r * t->n_columns + c];
+        if (t->columns[c].kind == TABLE_TEXT ? x->text && *x->text : !isnan(x->value))
+            return 0;
+    }
+    return 1;
+}
+
+/* Width of column c in the text form. */
+static int natural_width(const struct table *t, int c)
+{
+    const struct table_column *col = &t->columns[c];
+    int width = table_display_width(col->head), unit = table_display_width(col->unit);
+    width = unit > width ? unit : width;
+    for (int r = 0; r < t->n_rows; r++) {
+        char buf[CELL_MAX];
+        int w = table_display_width(show(col, &t->cells[r * t->n_columns + c], buf, sizeof buf));
+        width = w > width ? w : width;
+    }
+    return width;
+}
+
+/* Widths of the shown columns, 0 for hidden ones; takes from the widest text column until the line fits. */
+static void fit(const struct table *t, unsigned view, int limit, int *width)
+{
+    int total = -GAP;
+    for (int c = 0; c < t->n_columns; c++) {
+        width[c] = (t->columns[c].views & view) && !is_empty(t, c) ? natural_width(t, c) : 0;
+        total += width[c] ? width[c] + GAP : 0;
+    }
+    for (; total > limit; total--) {
+        int widest = -1;
+        for (int c = 0; c < t->n_columns; c++)
+            if (t->columns[c].kind == TABLE_TEXT && width[c] > MIN_TEXT &&
+                (widest < 0 || width[c] > width[widest]))
+                widest = c;
+        if (widest < 0)
+            break;
+        width[widest]--;
+    }
+}
+
+/* Text to the left, numbers to the right; `line` picks: -2 head, -1 unit, else a row. No blanks at the end of
+ * a line. */
+static void put_line(const struct table *t, int line, const int *width, FILE *out)
+{
+    int owed = 0;
+    for (int c = 0; c < t->n_columns; c++) {
+        const struct table_column *col = &t->columns[c];
+        if (!width[c])
+            continue;
+        char buf[CELL_MAX];
+        const char *s = line == -2   ? col->head
+                        : line == -1 ? col->unit
+                                     : show(col, &t->cells[line * t->n_columns + c], buf, sizeof buf);
+        int w = table_display_width(s), pad = w < width[c] ? width[c] - w : 0;
+        int left = col->kind != TABLE_TEXT ? pad : 0;
+        if (*s) {
+            fprintf(out, "%*s", owed + left, "");
+            put_text(s, width[c], out);
+            owed = pad - left + GAP;
+        } else {
+            owed += width[c] + GAP;
+        }
+    }
+    fputc('\n', out);
+}
+
+int table_print_text(const struct table *t, unsigned view, int limit, FILE *out)
+{
+    int *width = t->failed ? NULL : calloc((size_t)t->n_columns, sizeof *width);
+    if (!width)
+        FAIL(ERR_MEMORY, "table: no memory for %d rows of %d columns", t->n_rows, t->n_columns);
+    fit(t, view, limit, width);
+    put_line(t, -2, width, out);
+    put_line(t, -1, width, out);
+    for (int r = 0; r < t->n_rows; r++) {
+        if (t->breaks[r])
+            fputc('\n', out);
+        put_line(t, r, width, out);
+    }
+    free(width);
+    return 0;
+}
+
+static void csv_field(const char *s, FILE *out)
+{
+    if (!s[strcspn(s, ",\"\r\n")]) {
+        fputs(s, out);
+        return;
+    }
+    fputc('"', out);
+    for (; *s; s++) {
+        if (*s == '"')
+            fputc('"', out);
+        fputc(*s, out);
+    }
+    fputc('"', out);
+}
+
+static void csv_number(double v, FILE *out)
+{
+    if (!isnan(v))
+        fprintf(out, "%.17g", v);
+}
+
+int table_print_csv(const struct table *t, FILE *out)
+{
+    if (t->failed)
+        FAIL(ERR_MEMORY, "table: no memory for %d rows of %d columns", t->n_rows, t->n_columns);
+    for (int c = 0; c < t->n_columns; c++) {
+        const struct table_column *col = &t->columns[c];
+        fprintf(out, "%s%s", c ? "," : "", col->key);
+        if (col->kind == TABLE_INTERVAL)
+            fprintf(out, ",%s_lo,%s_hi", col->key, col->key);
+    }
+    fputs("\r\n", out);
+    for (int i = 0; i < t->n_rows * t->n_columns; i++) {
+        const struct table_column *col = &t->columns[i % t->n_columns];
+        const struct table_cell *x = &t->cells[i];
+        if (i % t->n_columns)
+            fputc(',', out);
+        if (col->kind == TABLE_TEXT)
+            csv_field(x->text ? x->text : "", out);
+        else
+            csv_number(x->value, out);
+        if (col->kind == TABLE_INTERVAL) {
+            fputc(',', out);
+            csv_number(x->lo, out);
+            fputc(',', out);
+            csv_number(x->hi, out);
+        }
+        if ((i + 1) % t->n_columns == 0)
+            fputs("\r\n", out);
+    }
+    return 0;
+}
+
+json_t *table_json_string(const char *bytes)
+{
+    size_t n = strlen(bytes), used = 0;
+    char *clean = malloc(3 * n + 1);
+    if (!clean)
+        return NULL;
+    for (const unsigned char *s = (const unsigned char *)bytes; *s;) {
+        const unsigned char *from = s;
+        int bad = next_rune(&s) < 0;
+        size_t len = bad ? 3 : (size_t)(s - from);
+        memcpy(clean + used, bad ? "\xEF\xBF\xBD" : (const char *)from, len);
+        used += len;
+    }
+    json_t *v = json_stringn(clean, used);
+    free(clean);
+    return v;
+}
+
+static json_t *json_number(double v, enum table_kind kind)
+{
+    if (!isfinite(v))
+        return json_null();
+    return kind == TABLE_COUNT ? json_integer((json_int_t)v) : json_real(v);
+}
+
+static json_t *json_cell(const struct table_column *col, const struct table_cell *x)
+{
+    if (col->kind == TABLE_TEXT)
+        return x->text ? table_json_string(x->text) : json_null();
+    if (col->kind != TABLE_INTERVAL)
+        return json_number(x->value, col->kind);
+    return json_pack("{s:o, s:o, s:o}", "value", json_number(x->value, col->kind), "lo",
+                     json_number(x->lo, col->kind), "hi", json_number(x->hi, col->kind));
+}
+
+int table_json(const struct table *t, json_t **out)
+{
+    json_t *rows = t->failed ? NULL : json_array();
+    int bad = !rows;
+    for (int r = 0; r < t->n_rows && !bad; r++) {
+        json_t *row = json_object();
+        for (int c = 0; c < t->n_columns && !bad; c++)
+            bad = json_object_set_new(row, t->columns[c].key,
+                                      json_cell(&t->columns[c], &t->cells[r * t->n_columns + c])) != 0;
+        bad |= json_array_append_new(rows, row) != 0;
+    }
+    if (bad) {
+        json_decref(rows);
+        FAIL(ERR_MEMORY, "table: no memory for JSON of %d rows", t->n_rows);
+    }
+    *out = rows;
+    return 0;
+}
+
+/* Words go out one by one; a word that does not fit starts a new line. */
+void table_print_wrapped(const char *utf8, int indent, int width, FILE *out)
+{
+    int used = 0;
+    for (const char *s = utf8; *s;) {
+        char word[WORD_MAX];
+        size_t n = strcspn(s, " "), take = n < sizeof word - 1 ? n : sizeof word - 1;
+        memcpy(word, s, take);
+        word[take] = 0;
+        int w = table_display_width(word);
+        if (used && used + 1 + w > width) {
+            fprintf(out, "\n%*s", indent, "");
+            used = indent;
+        } else if (used) {
+            fputc(' ', out);
+            used++;
+        }
+        used += put_text(word, w, out);
+        s += take < n ? take : n;
+        s += *s == ' ';
+    }
+    fputc('\n', out);
+}
