@@ -20,19 +20,20 @@ static int is_sweep(const char *key)
     return !strncmp(key, sweep_prefix, SWEEP_PREFIX);
 }
 
+/* Drops the sweep of a key; the ones after it move up. */
 static void sweep_remove(struct config *c, const char *key)
 {
-    int kept = 0;
-    for (int i = 0; i < c->sweep.n; i++) {
-        if (!strcmp(c->sweep.key[i], key)) {
-            free(c->sweep.key[i]);
-            config_list_free(&c->sweep.values[i]);
-            continue;
-        }
-        c->sweep.key[kept] = c->sweep.key[i];
-        c->sweep.values[kept++] = c->sweep.values[i];
+    int i = 0;
+    while (i < c->sweep.n && strcmp(c->sweep.key[i], key) != 0)
+        i++;
+    if (i == c->sweep.n)
+        return;
+    free(c->sweep.key[i]);
+    config_list_free(&c->sweep.values[i]);
+    for (c->sweep.n--; i < c->sweep.n; i++) {
+        c->sweep.key[i] = c->sweep.key[i + 1];
+        c->sweep.values[i] = c->sweep.values[i + 1];
     }
-    c->sweep.n = kept;
 }
 
 void config_deinit(struct config *c)
@@ -40,8 +41,10 @@ void config_deinit(struct config *c)
     struct config_option o;
     for (int i = 0; config_option_at(i, &o); i++)
         config_option_free(c, &o);
-    while (c->sweep.n > 0)
-        sweep_remove(c, c->sweep.key[0]);
+    for (int i = 0; i < c->sweep.n; i++) {
+        free(c->sweep.key[i]);
+        config_list_free(&c->sweep.values[i]);
+    }
     *c = (struct config){0};
 }
 

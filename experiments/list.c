@@ -80,7 +80,7 @@ static int list_drafts(void)
 static int list_rules(void)
 {
     for (const struct accept_rule *r = accept_rules; r->name; r++)
-        printf("%s: %s%s\n", r->name, r->lossy ? "LOSSY; " : "", r->help);
+        printf("%s%s: %s\n", r->name, r->lossy ? " (lossy)" : "", r->help);
     return 0;
 }
 
