@@ -309,7 +309,9 @@ uint64_t checkpoint_fingerprint(const struct checkpoint *c)
 {
     uint64_t sum = 0;
     for (int i = 0; i < c->n_files; i++)
-        for (int j = 0; j < c->files[i].n; j++)
+        for (int j = 0; j < c->files[i].n; j++) {
             sum += hash_tensor(&c->files[i].tensors[j]);
+            safetensors_release(&c->files[i], &c->files[i].tensors[j]);
+        }
     return sum;
 }
