@@ -358,7 +358,12 @@ int workload_load(struct workload *w, const struct config *cfg, int slice, int o
         FAIL(ERR_CONFIG, "workload.dataset: expected at least one JSON Lines file, found none");
     if (of < 1 || slice < 0 || slice >= of)
         FAIL(ERR_CONFIG, "slice %d/%d: expected i/n with 0 <= i < n", slice, of);
-    TRY_CTX(load_files(&loaded, cfg, slice, of), "reading the prompts");
+    int rc = load_files(&loaded, cfg, slice, of);
+    if (rc) {
+        err_context("reading the prompts");
+        workload_deinit(&loaded);
+        return rc;
+    }
     *w = loaded;
     return 0;
 }
