@@ -1,7 +1,8 @@
 /* record: writing a result file so that at every moment, SIGKILL included, the file at `path` is a cleanly closed HDF5 file that holds
  * every finished request. Two files take turns: finished rows are appended to the hidden one (PATH.next), it is closed, and
- * renameat2(RENAME_EXCHANGE) swaps the names; the other then catches up with the next batch. Every row is written twice, nothing is ever
- * rewritten, and readers only ever see closed files. Where the file system cannot exchange, a copy is renamed into place.
+ * renameat2(RENAME_EXCHANGE) swaps the names; the other then catches up with the next batch. Every row is written twice while the run
+ * lasts, and once more, compressed, at the end; readers only ever see closed files. A reader that still has the older file open (HDF5
+ * locks it) keeps it, and the writer goes on with a copy. Where the file system cannot exchange, the new file is renamed into place and copied.
  * PATH.lock (flock) keeps a second writer out. Both helpers vanish at the end. Guards against the death of the process, not of the machine. */
 #ifndef EXPERIMENTS_RECORD_H
 #define EXPERIMENTS_RECORD_H
