@@ -27,6 +27,7 @@ struct node_record {
 
 struct step_record {
     int slot;
+    void *user;            /* of the request */
     int position;          /* absolute position of the first token this step decided */
     int proposed, depth;   /* nodes, and depth of the deepest */
     int accepted, emitted; /* nodes on the accepted path; tokens that became text, bonus included */

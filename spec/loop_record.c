@@ -59,6 +59,7 @@ void loop_record(struct spec *s, int i, struct step_record *r)
         record_nodes(s, i, nodes);
     }
     *r = (struct step_record){.slot = slot,
+                              .user = s->seq[slot].user,
                               .position = text->n,
                               .proposed = s->pass.tree[i].n,
                               .depth = tree_max_depth(&s->pass.tree[i]),
