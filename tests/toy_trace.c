@@ -1,0 +1,110 @@
+#include "tests/toy_trace.h"
+#include "experiments/workload.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static char *text(const char *s)
+{
+    char *copy = strdup(s);
+    if (!copy)
+        abort();
+    return copy;
+}
+
+/* Room for one more row; small tables, so every row is a realloc. */
+static void *more(void *rows, int64_t n, size_t size)
+{
+    char *grown = realloc(rows, (size_t)(n + 1) * size);
+    if (!grown)
+        abort();
+    memset(grown + (size_t)n * size, 0, size);
+    return grown;
+}
+
+void toy_trace_init(struct trace *t, const char *path)
+{
+    *t = (struct trace){.path = text(path)};
+    t->meta = (struct trace_meta){.schema = TRACE_SCHEMA,
+                                  .status = text("complete"),
+                                  .config = text("name: toy\nworkload:\n  limit: 0\n"),
+                                  .version = text("0.1.0"),
+                                  .git_commit = text("abc1234"),
+                                  .build = text("gcc"),
+                                  .device = text("Toy CPU"),
+                                  .isa = text("portable"),
+                                  .host = text("6.1"),
+                                  .libraries = text("hdf5"),
+                                  .threads = 1,
+                                  .fingerprint = 0xfeed,
+                                  .model = text("models/toy (llama)"),
+                                  .started = text("2026-01-01T00:00:00Z"),
+                                  .ended = text("2026-01-01T00:01:00Z"),
+                                  .slice = text("0/1"),
+                                  .trace_level = text("steps")};
+}
+
+int toy_trace_arm(struct trace *t, const char *label, const char *strategy, const char *rule, int lossy,
+                  double temperature)
+{
+    char config[256];
+    snprintf(config, sizeof config,
+             "name: toy\nmodel: {path: toy}\ndraft: {strategy: %s, max_depth: %d}\nsampling: {rule: %s, "
+             "temperature: %g}\n"
+             "workload: {dataset: [toy.jsonl]}\n",
+             strategy, strcmp(strategy, "none") ? 5 : 1, rule, temperature);
+    t->arms = more(t->arms, t->n_arms, sizeof *t->arms);
+    t->arms[t->n_arms] = (struct trace_arm){.label = text(label),
+                                            .strategy = text(strategy),
+                                            .rule = text(rule),
+                                            .lossy = lossy,
+                                            .config = text(config)};
+    return (int)t->n_arms++;
+}
+
+int toy_trace_prompt(struct trace *t, const char *category, int index, int turn)
+{
+    t->prompts = more(t->prompts, t->n_prompts, sizeof *t->prompts);
+    t->prompts[t->n_prompts] = (struct trace_prompt){.dataset = text("toy"),
+                                                     .id = text("id"),
+                                                     .category = text(category),
+                                                     .index = index,
+                                                     .turn = turn,
+                                                     .text = text("?")};
+    return (int)t->n_prompts++;
+}
+
+void toy_trace_request(struct trace *t, int arm, int prompt, int repeat, int64_t started, uint64_t hash)
+{
+    const struct trace_prompt *p = &t->prompts[prompt];
+    t->requests = more(t->requests, t->n_requests, sizeof *t->requests);
+    t->requests[t->n_requests++] =
+        (struct trace_request){.arm = arm,
+                               .prompt = prompt,
+                               .repeat = repeat,
+                               .request = workload_request_id(p->index, p->turn, repeat),
+                               .seed = 1,
+                               .step_begin = t->n_steps,
+                               .concurrency = 1,
+                               .ns_prefill = 1000000,
+                               .ns_first = 1000000,
+                               .started = started,
+                               .hash = hash};
+}
+
+void toy_trace_step(struct trace *t, struct toy_step s)
+{
+    struct trace_request *r = &t->requests[t->n_requests - 1];
+    t->steps = more(t->steps, t->n_steps, sizeof *t->steps);
+    t->steps[t->n_steps++] = (struct trace_step){.request = t->n_requests - 1,
+                                                 .position = (int)r->tokens + 1,
+                                                 .proposed = s.proposed,
+                                                 .depth = s.depth,
+                                                 .accepted = s.accepted,
+                                                 .emitted = s.emitted,
+                                                 .flags = s.flags | (r->steps ? 0 : 1u),
+                                                 .ns_total = s.ns};
+    *(r->steps ? &r->ns_decode : &r->ns_first) += s.ns;
+    r->steps++;
+    r->tokens += s.emitted;
+}

@@ -1,0 +1,19 @@
+/* toy_trace: results built row by row in memory, as trace_read would give them. */
+#ifndef TESTS_TOY_TRACE_H
+#define TESTS_TOY_TRACE_H
+#include "experiments/trace.h"
+
+struct toy_step {
+    int proposed, depth, accepted, emitted;
+    unsigned flags; /* enum step_flags; the first step of a request gets STEP_FIRST by itself */
+    int64_t ns;
+};
+
+/* Everything is owned by the trace; trace_deinit frees it. Out of memory aborts. */
+void toy_trace_init(struct trace *t, const char *path);
+int  toy_trace_arm(struct trace *t, const char *label, const char *strategy, const char *rule, int lossy, double temperature);
+int  toy_trace_prompt(struct trace *t, const char *category, int index, int turn);
+/* An answer that starts at `started` ns, prefills for 1 ms and decodes as the steps say; its text is given by hash. */
+void toy_trace_request(struct trace *t, int arm, int prompt, int repeat, int64_t started, uint64_t hash);
+void toy_trace_step(struct trace *t, struct toy_step s); /* of the last request */
+#endif
