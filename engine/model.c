@@ -28,7 +28,7 @@ static int load_matrix(struct build *b, struct matrix *w, const char *prefix, co
 {
     int rc = 0;
     struct weight got[PARTS_MAX] = {{.tensor = NULL}};
-    struct matrix_part parts[PARTS_MAX];
+    struct matrix_part parts[PARTS_MAX] = {{.n = 0}};
     struct backend *be = b->m->be;
     for (int i = 0; i < n; i++) {
         char name[NAME_MAX_BYTES];
