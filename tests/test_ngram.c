@@ -2,7 +2,7 @@
 #include "drafts/drafts.h"
 #include "engine/err.h"
 #include "kernels/philox.h"
-#include <check.h>
+#include "tests/expect.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -62,12 +62,12 @@ static void search(const struct options *o, const int *tokens, int n, int n_prom
 
 static void assert_same_tree(const struct tree *a, const struct tree *b)
 {
-    ck_assert_int_eq(a->n, b->n);
+    EXPECT(a->n == b->n);
     for (int i = 0; i < a->n; i++) {
-        ck_assert_int_eq(a->nodes[i].token, b->nodes[i].token);
-        ck_assert_int_eq(a->nodes[i].parent, b->nodes[i].parent);
-        ck_assert_int_eq(a->nodes[i].depth, b->nodes[i].depth);
-        ck_assert(a->nodes[i].log_q == 0 && !a->nodes[i].q);
+        EXPECT(a->nodes[i].token == b->nodes[i].token);
+        EXPECT(a->nodes[i].parent == b->nodes[i].parent);
+        EXPECT(a->nodes[i].depth == b->nodes[i].depth);
+        EXPECT(a->nodes[i].log_q == 0 && !a->nodes[i].q);
     }
 }
 
@@ -80,22 +80,22 @@ static int grow_and_compare(void *self, int slot, const struct options *o, uint3
     struct draft_text text = {slot, id, tokens, 0, 0};
     text.n = text.n_prompt = 1 + random_below(id, 0, 101, CAP / 2);
     struct tree found, expected;
-    ck_assert_int_eq(tree_init(&found, NODES, DEPTH), 0);
-    ck_assert_int_eq(tree_init(&expected, NODES, DEPTH), 0);
-    ck_assert_int_eq(draft_ngram.begin(self, &text), 0);
+    EXPECT(tree_init(&found, NODES, DEPTH) == 0);
+    EXPECT(tree_init(&expected, NODES, DEPTH) == 0);
+    EXPECT(draft_ngram.begin(self, &text) == 0);
     for (uint32_t step = 0; text.n < CAP; step++) {
         tree_clear(&found);
         tree_clear(&expected);
         found.max_depth = expected.max_depth = 1 + random_below(id, step, 102, DEPTH);
         found.max_nodes = expected.max_nodes = random_below(id, step, 103, NODES + 1);
-        ck_assert_int_eq(draft_ngram.propose(self, &text, 1, &found), 0);
+        EXPECT(draft_ngram.propose(self, &text, 1, &found) == 0);
         search(o, tokens, text.n, text.n_prompt, &expected);
         assert_same_tree(&found, &expected);
         proposed += found.n;
         int more = 1 + random_below(id, step, 104, 4);
         text.n = text.n + more < CAP ? text.n + more : CAP;
         struct draft_seen seen = {text, more, more - 1, NULL};
-        ck_assert_int_eq(draft_ngram.observe(self, &seen, 1), 0);
+        EXPECT(draft_ngram.observe(self, &seen, 1) == 0);
     }
     tree_deinit(&found);
     tree_deinit(&expected);
@@ -190,17 +190,17 @@ static int longest_suffix(const int *tokens, int n, int min, int max, int count,
 
 static void assert_chain(const struct tree *t, const int *tokens, int n)
 {
-    ck_assert_int_eq(t->n, n);
+    EXPECT(t->n == n);
     for (int i = 0; i < n; i++) {
-        ck_assert_int_eq(t->nodes[i].token, tokens[i]);
-        ck_assert_int_eq(t->nodes[i].parent, i - 1);
+        EXPECT(t->nodes[i].token == tokens[i]);
+        EXPECT(t->nodes[i].parent == i - 1);
     }
 }
 
 START_TEST(first_match_is_that_of_transformers_and_vllm)
 {
     struct tree t;
-    ck_assert_int_eq(tree_init(&t, DEPTH, DEPTH), 0);
+    EXPECT(tree_init(&t, DEPTH, DEPTH) == 0);
     int nonempty = 0;
     for (uint32_t id = 0; id < 3000; id++) {
         int tokens[CAP], expected[DEPTH], max = 1 + random_below(id, 0, 105, 4);
@@ -210,9 +210,9 @@ START_TEST(first_match_is_that_of_transformers_and_vllm)
         for (int vllm = 0; vllm < 2; vllm++) {
             struct options o = {vllm ? min : 1, max, 0, 0, 1};
             void *self = open_ngram(&o, 1);
-            ck_assert_int_eq(draft_ngram.begin(self, &text), 0);
+            EXPECT(draft_ngram.begin(self, &text) == 0);
             tree_clear(&t);
-            ck_assert_int_eq(draft_ngram.propose(self, &text, 1, &t), 0);
+            EXPECT(draft_ngram.propose(self, &text, 1, &t) == 0);
             int count = vllm ? longest_suffix(tokens, n, min, max, DEPTH, expected)
                              : prompt_lookup(tokens, n, max, DEPTH, expected);
             assert_chain(&t, expected, count);

@@ -3,7 +3,7 @@
 #include "tests/toy_loop.h"
 #include "engine/err.h"
 #include "kernels/philox.h"
-#include <check.h>
+#include "tests/expect.h"
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +14,7 @@ struct toy_draft toy_draft(const char *strategy, ...)
 {
     struct toy_draft d = {.ops = drafts_find(strategy)};
     va_list ap;
-    ck_assert_ptr_nonnull(d.ops);
+    EXPECT(d.ops);
     for (int i = 0; d.ops->options[i].name; i++)
         d.option[i] = d.ops->options[i].def;
     va_start(ap, strategy);
@@ -23,7 +23,7 @@ struct toy_draft toy_draft(const char *strategy, ...)
         int i = 0;
         while (d.ops->options[i].name && strncmp(d.ops->options[i].name, word, n) != 0)
             i++;
-        ck_assert_ptr_nonnull(d.ops->options[i].name);
+        EXPECT(d.ops->options[i].name);
         d.option[i] = strtod(word + n + 1, NULL);
     }
     va_end(ap);
@@ -58,34 +58,34 @@ static void check_nodes(const struct step_record *r)
     int deepest = 0, n_accepted = 0;
     for (int i = 0; i < r->proposed; i++) {
         const struct node_record *n = &r->nodes[i];
-        ck_assert(n->parent >= TREE_ROOT && n->parent < i);
-        ck_assert_int_eq(n->depth, n->parent < 0 ? 1 : r->nodes[n->parent].depth + 1);
-        ck_assert(n->rank >= 1 && n->rank <= TOY_VOCAB && n->log_p < 0);
-        ck_assert(!n->accepted || n->parent < 0 || r->nodes[n->parent].accepted);
+        EXPECT(n->parent >= TREE_ROOT && n->parent < i);
+        EXPECT(n->depth == 1 + (n->parent < 0 ? 0 : r->nodes[n->parent].depth));
+        EXPECT(n->rank >= 1 && n->rank <= TOY_VOCAB && n->log_p < 0);
+        EXPECT(!n->accepted || n->parent < 0 || r->nodes[n->parent].accepted);
         for (int k = 0; k < i; k++)
-            ck_assert(r->nodes[k].parent != n->parent || r->nodes[k].token != n->token);
+            EXPECT(r->nodes[k].parent != n->parent || r->nodes[k].token != n->token);
         if (n->accepted && n_accepted < r->emitted) {
-            ck_assert_int_eq(r->tokens[n_accepted], n->token);
-            ck_assert(r->log_p[n_accepted] == n->log_p);
+            EXPECT(r->tokens[n_accepted] == n->token);
+            EXPECT(r->log_p[n_accepted] == n->log_p);
         }
         n_accepted += n->accepted;
         deepest = n->depth > deepest ? n->depth : deepest;
     }
-    ck_assert_int_eq(deepest, r->depth);
-    ck_assert_int_eq(n_accepted, r->accepted);
+    EXPECT(deepest == r->depth);
+    EXPECT(n_accepted == r->accepted);
 }
 
 static void check_record(const struct spec_opts *o, const struct step_record *r, int steps)
 {
-    ck_assert(r->slot >= 0 && r->slot < o->slots);
-    ck_assert(r->proposed <= o->max_nodes && r->depth <= o->max_depth && r->accepted <= r->depth);
-    ck_assert(r->emitted >= 1 && r->emitted <= r->accepted + 1);
-    ck_assert(r->emitted == r->accepted + 1 || r->flags & (STEP_STOP | STEP_BUDGET));
-    ck_assert_int_eq(!!(r->flags & STEP_FIRST), steps == 0);
-    ck_assert_int_eq(!!(r->flags & STEP_NO_DRAFT), r->proposed == 0);
-    ck_assert(r->ns_draft >= 0 && r->ns_verify > 0 && r->ns_accept >= 0 && r->ns_host >= 0);
-    ck_assert(r->ns_total == r->ns_draft + r->ns_verify + r->ns_accept + r->ns_host);
-    ck_assert_int_eq(o->trace == TRACE_STEPS, r->nodes == NULL);
+    EXPECT(r->slot >= 0 && r->slot < o->slots);
+    EXPECT(r->proposed <= o->max_nodes && r->depth <= o->max_depth && r->accepted <= r->depth);
+    EXPECT(r->emitted >= 1 && r->emitted <= r->accepted + 1);
+    EXPECT(r->emitted == r->accepted + 1 || r->flags & (STEP_STOP | STEP_BUDGET));
+    EXPECT(!!(r->flags & STEP_FIRST) == (steps == 0));
+    EXPECT(!!(r->flags & STEP_NO_DRAFT) == (r->proposed == 0));
+    EXPECT(r->ns_draft >= 0 && r->ns_verify > 0 && r->ns_accept >= 0 && r->ns_host >= 0);
+    EXPECT(r->ns_total == r->ns_draft + r->ns_verify + r->ns_accept + r->ns_host);
+    EXPECT((o->trace == TRACE_STEPS) == (r->nodes == NULL));
     if (r->nodes)
         check_nodes(r);
 }
@@ -105,8 +105,8 @@ static void collect(const struct spec_opts *o, const struct spec_step *step, str
         check_record(o, r, p->a.steps);
         if (p->a.steps++ == 0)
             p->first = r->position;
-        ck_assert_int_eq(r->position, p->first + p->a.n);
-        ck_assert(p->a.n + r->emitted <= TOY_ANSWER);
+        EXPECT(r->position == p->first + p->a.n);
+        EXPECT(p->a.n + r->emitted <= TOY_ANSWER);
         memcpy(p->a.tokens + p->a.n, r->tokens, (size_t)r->emitted * sizeof *r->tokens);
         memcpy(p->a.log_p + p->a.n, r->log_p, (size_t)r->emitted * sizeof *r->log_p);
         p->a.n += r->emitted;
@@ -115,8 +115,8 @@ static void collect(const struct spec_opts *o, const struct spec_step *step, str
         rows += 1 + r->proposed;
     }
     for (int i = 0; i < step->n_records; i++) {
-        ck_assert_int_eq(step->records[i].pass_seqs, step->n_records);
-        ck_assert_int_eq(step->records[i].pass_rows, rows);
+        EXPECT(step->records[i].pass_seqs == step->n_records);
+        EXPECT(step->records[i].pass_rows == rows);
     }
 }
 
@@ -126,10 +126,10 @@ static void take_finished(const struct spec_step *step, struct progress *progres
         const struct spec_finished *f = &step->finished[i];
         struct progress *p = &progress[f->slot];
         struct toy_answer *out = f->user;
-        ck_assert_int_eq(f->n, p->a.n);
-        ck_assert_int_eq(f->steps, p->a.steps);
-        ck_assert_mem_eq(f->tokens, p->a.tokens, (size_t)f->n * sizeof *f->tokens);
-        ck_assert(f->ns_prefill >= 0 && f->ns_first > 0 && f->ns_decode >= 0);
+        EXPECT(f->n == p->a.n);
+        EXPECT(f->steps == p->a.steps);
+        EXPECT(memcmp(f->tokens, p->a.tokens, (size_t)f->n * sizeof *f->tokens) == 0);
+        EXPECT(f->ns_prefill >= 0 && f->ns_first > 0 && f->ns_decode >= 0);
         p->a.reason = f->reason;
         *out = p->a;
         *p = (struct progress){.first = 0};
@@ -141,8 +141,8 @@ void toy_run(struct model *m, const struct spec_opts *o, int n, const int *max_t
     static int prompt[TOY_REQUESTS][TOY_PROMPT];
     struct progress *progress = calloc(SLOTS_MAX, sizeof *progress);
     struct spec *s = NULL;
-    ck_assert(progress && n <= TOY_REQUESTS && o->slots <= SLOTS_MAX);
-    ck_assert_msg(spec_open(&s, m, o) == 0, "%s", err_text());
+    EXPECT(progress && n <= TOY_REQUESTS && o->slots <= SLOTS_MAX);
+    EXPECT_MSG(spec_open(&s, m, o) == 0, "%s", err_text());
     for (int next = 0, done = 0; done < n;) {
         for (; next < n && spec_free_slots(s) > 0; next++) {
             struct spec_request r = {.prompt = prompt[next],
@@ -150,27 +150,27 @@ void toy_run(struct model *m, const struct spec_opts *o, int n, const int *max_t
                                      .max_tokens = max_tokens ? max_tokens[next] : TOY_ANSWER / 2,
                                      .request = (uint32_t)next,
                                      .user = &out[next]};
-            ck_assert_msg(spec_submit(s, &r) == 0, "%s", err_text());
+            EXPECT_MSG(spec_submit(s, &r) == 0, "%s", err_text());
         }
         struct spec_step step;
-        ck_assert_msg(spec_step(s, &step) == 0, "%s", err_text());
+        EXPECT_MSG(spec_step(s, &step) == 0, "%s", err_text());
         collect(o, &step, progress);
         take_finished(&step, progress);
         done += step.n_finished;
     }
-    ck_assert_int_eq(spec_active(s), 0);
+    EXPECT(spec_active(s) == 0);
     spec_close(s);
     free(progress);
 }
 
 void toy_assert_same(const struct toy_answer *a, const struct toy_answer *b, const char *what)
 {
-    ck_assert_msg(a->n == b->n && a->reason == b->reason, "%s: %d tokens, then %s; expected %d, then %s",
-                  what, b->n, finish_name(b->reason), a->n, finish_name(a->reason));
+    EXPECT_MSG(a->n == b->n && a->reason == b->reason, "%s: %d tokens, then %s; expected %d, then %s", what,
+               b->n, finish_name(b->reason), a->n, finish_name(a->reason));
     for (int i = 0; i < a->n; i++)
-        ck_assert_msg(a->tokens[i] == b->tokens[i] && memcmp(&a->log_p[i], &b->log_p[i], sizeof(float)) == 0,
-                      "%s: token %d is %d with log p %.9g, expected %d with %.9g", what, i, b->tokens[i],
-                      (double)b->log_p[i], a->tokens[i], (double)a->log_p[i]);
+        EXPECT_MSG(a->tokens[i] == b->tokens[i] && memcmp(&a->log_p[i], &b->log_p[i], sizeof(float)) == 0,
+                   "%s: token %d is %d with log p %.9g, expected %d with %.9g", what, i, b->tokens[i],
+                   (double)b->log_p[i], a->tokens[i], (double)a->log_p[i]);
 }
 
 int toy_reference(void *ctx, uint32_t request, const int **tokens)
