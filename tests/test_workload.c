@@ -236,7 +236,6 @@ START_TEST(category_then_limit_then_slice)
         {"[]", 0, 2, 3, "a2:2 b1:5"},
         {"x", 0, 1, 2, "a2:2"},
     };
-    make_files();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct workload w;
         int rc = load(&w, cases[i].category, cases[i].limit, cases[i].slice, cases[i].of);
@@ -244,20 +243,17 @@ START_TEST(category_then_limit_then_slice)
         expect_prompts(&w, cases[i].expected);
         workload_deinit(&w);
     }
-    remove_files();
 }
 END_TEST
 
 START_TEST(a_data_set_is_named_after_its_file_or_folder)
 {
     struct workload w;
-    make_files();
     ck_assert_int_eq(load(&w, "[]", 0, 0, 1), 0);
     ck_assert_str_eq(w.prompts[0].dataset, "a");
     ck_assert_str_eq(w.prompts[6].dataset, "b");
     ck_assert_str_eq(w.prompts[6].category, "b");
     workload_deinit(&w);
-    remove_files();
 }
 END_TEST
 
@@ -277,7 +273,6 @@ static void load_refused(const char *dataset, int slice, int of, int code, const
 START_TEST(zero_prompts_are_a_mistake_of_configuration)
 {
     struct workload w;
-    make_files();
     ck_assert_int_eq(load(&w, "[x, writing]", 0, 0, 1), ERR_CONFIG);
     expect_text("expected categories of the data sets (x, y, z, b), found 'writing'");
     ck_assert_int_eq(load(&w, "b", 0, 1, 2), ERR_CONFIG);
@@ -290,7 +285,6 @@ START_TEST(zero_prompts_are_a_mistake_of_configuration)
     load_refused("/nonexistent.jsonl", 0, 1, ERR_IO,
                  "/nonexistent.jsonl: cannot open: No such file or directory");
     load_refused(folder, 0, 1, ERR_IO, "cannot read: Is a directory");
-    remove_files();
 }
 END_TEST
 
@@ -316,6 +310,7 @@ int main(void)
     tcase_add_test(lines, every_mistake_names_its_line);
     tcase_add_test(lines, a_zero_byte_in_a_line_is_refused);
     tcase_add_test(lines, deep_nesting_is_refused);
+    tcase_add_unchecked_fixture(files, make_files, remove_files);
     tcase_add_test(files, category_then_limit_then_slice);
     tcase_add_test(files, a_data_set_is_named_after_its_file_or_folder);
     tcase_add_test(files, zero_prompts_are_a_mistake_of_configuration);
