@@ -35,11 +35,11 @@ struct tokenizer_stream {
     unsigned char pending[4]; /* an unfinished UTF-8 sequence */
     int n_pending;
 };
-/* Bytes made certain by `id`, into buf [cap]; returns how many (never more than cap; cap >= 4 + the longest token,
+/* Bytes made certain by `id`, into buf [cap]; returns how many (never more than cap; cap >= 4 +
  * tokenizer_max_bytes). Invalid sequences become U+FFFD as Rust's from_utf8_lossy makes them; special tokens are
  * skipped. id -1 flushes the rest. */
 int  tokenizer_stream_push(const struct tokenizer *t, struct tokenizer_stream *s, int id, char *buf, int cap);
-int  tokenizer_max_bytes(const struct tokenizer *t);
+int  tokenizer_max_bytes(const struct tokenizer *t); /* 3 for each byte of the longest: all may be invalid */
 /* All of ids at once: a malloc'ed, terminated string, the caller's; NULL when out of memory. */
 char *tokenizer_decode(const struct tokenizer *t, const int *ids, int n);
 #endif
