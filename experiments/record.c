@@ -81,14 +81,20 @@ static int start_file(struct record *r)
     return record_file_close(f);
 }
 
+int record_may_open(const char *path, enum record_mode mode)
+{
+    if (mode == RECORD_NEW && access(path, F_OK) == 0)
+        FAIL(ERR_CONFIG,
+             "%s: exists already; continue it with --resume, replace it with --force, or choose another file "
+             "with -o",
+             path);
+    return 0;
+}
+
 static int open_pair(struct record *r, enum record_mode mode)
 {
     int exists = access(r->swap.path, F_OK) == 0;
-    if (exists && mode == RECORD_NEW)
-        FAIL(ERR_CONFIG,
-             "%s: exists already; continue it with --resume, replace it with --force, or choose another "
-             "file with -o",
-             r->swap.path);
+    TRY(record_may_open(r->swap.path, mode));
     unlink(r->swap.next);
     TRY(exists && mode == RECORD_RESUME ? continue_file(r) : start_file(r));
     TRY(record_swap_finish(&r->swap));

@@ -16,6 +16,8 @@ struct record_request; /* opaque */
 
 enum record_mode { RECORD_NEW, RECORD_FORCE, RECORD_RESUME };
 
+/* What of record_open can be said before the model is there: NEW and a file that exists. */
+int  record_may_open(const char *path, enum record_mode mode);
 /* NEW: ERR_CONFIG when path exists (names --force and --resume). RESUME: the file must be of this schema, configuration and fingerprint,
  * else ERR_CONFIG saying what differs; a missing file starts a new one; status becomes "running". ERR_IO: folder missing or unwritable,
  * locked by another writer (its pid), disk full. meta is copied. */

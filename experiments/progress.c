@@ -1,0 +1,79 @@
+/* progress: counts, and prints seldom. */
+#include "experiments/progress.h"
+#include <stdio.h>
+#include <time.h>
+#include <unistd.h>
+
+static const int64_t every_terminal = 200000000, every_plain = 5000000000; /* ns */
+
+static int64_t clock_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+void progress_init(struct progress *p, int quiet)
+{
+    *p = (struct progress){.quiet = quiet, .terminal = isatty(STDERR_FILENO), .label = ""};
+}
+
+void progress_begin(struct progress *p, const char *label, int64_t done, int64_t total)
+{
+    int64_t now = clock_ns();
+    *p = (struct progress){.quiet = p->quiet,
+                           .terminal = p->terminal,
+                           .label = label,
+                           .done = done,
+                           .done_before = done,
+                           .total = total,
+                           .started = now,
+                           .shown = now};
+}
+
+void progress_step(struct progress *p, const struct step_record *s)
+{
+    p->tokens += s->emitted;
+    p->accepted += s->accepted;
+    p->steps++;
+}
+
+void progress_request(struct progress *p)
+{
+    p->done++;
+}
+
+/* "left 1:02:03", by the requests of this run so far. */
+static void time_left(const struct progress *p, double elapsed, char *buf, size_t n)
+{
+    int64_t done = p->done - p->done_before;
+    if (done <= 0) {
+        snprintf(buf, n, "time left unknown");
+        return;
+    }
+    long s = (long)(elapsed / (double)done * (double)(p->total - p->done) + 0.5);
+    snprintf(buf, n, "%ld:%02ld:%02ld left", s / 3600, s / 60 % 60, s % 60);
+}
+
+void progress_show(struct progress *p)
+{
+    int64_t now = clock_ns();
+    if (p->quiet || p->steps == 0 || now - p->shown < (p->terminal ? every_terminal : every_plain))
+        return;
+    char left[48];
+    double elapsed = (double)(now - p->started) * 1e-9;
+    time_left(p, elapsed, left, sizeof left);
+    p->shown = now;
+    fprintf(stderr,
+            p->terminal ? "\r%s: %lld of %lld requests, %.1f tokens/s, acceptance length %.2f, %s\033[K"
+                        : "%s: %lld of %lld requests, %.1f tokens/s, acceptance length %.2f, %s\n",
+            p->label, (long long)p->done, (long long)p->total, (double)p->tokens / elapsed,
+            (double)(p->accepted + p->steps) / (double)p->steps, left);
+    fflush(stderr);
+}
+
+void progress_end(struct progress *p)
+{
+    if (!p->quiet && p->terminal && p->steps > 0)
+        fputs("\r\033[K", stderr);
+}

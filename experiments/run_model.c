@@ -1,0 +1,155 @@
+/* run_model: opening in the order that fails fastest: tokenizer and template before the weights. */
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include "experiments/run_model.h"
+#include "engine/err.h"
+#include "engine/log.h"
+#include "experiments/record_file.h"
+#include <jansson.h>
+#include <pcre2.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/utsname.h>
+#include <time.h>
+#include <yaml.h>
+
+#ifndef SPECBED_VERSION
+#define SPECBED_VERSION "unknown"
+#endif
+#ifndef SPECBED_GIT_COMMIT
+#define SPECBED_GIT_COMMIT "unknown"
+#endif
+#ifndef SPECBED_BUILD
+#define SPECBED_BUILD "unknown"
+#endif
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static int open_parts(struct run_model *m, const struct config *cfg)
+{
+    struct backend_opts device = {.threads = cfg->device.threads, .isa = cfg->device.isa};
+    double start = seconds();
+    TRY(tokenizer_open(&m->tokenizer, cfg->model.path));
+    TRY(chat_open(&m->chat, cfg->model.path, cfg->workload.template, m->tokenizer));
+    TRY(backend_open(&m->be, cfg->device.kind, &device));
+    log_info("device: %s, %d threads", m->be.device, m->be.threads);
+    TRY(model_load(&m->model, &m->be, cfg->model.path));
+    log_info("model: ready after %.2f s, %.1f MiB on the device, weights %016llx, template %s",
+             seconds() - start, (double)m->be.allocated / (1 << 20), (unsigned long long)m->model.fingerprint,
+             chat_name(m->chat.kind));
+    int ids = tokenizer_vocab_size(m->tokenizer);
+    if (ids > m->model.cfg.vocab)
+        log_warn("model: the tokenizer knows %d ids, the model %d; a prompt with one of the others will fail",
+                 ids, m->model.cfg.vocab);
+    return 0;
+}
+
+int run_model_open(struct run_model *m, const struct config *cfg)
+{
+    char *key = NULL;
+    if (asprintf(&key, "%s\n%s\n%s\n%d\n%s", cfg->model.path, cfg->device.kind, cfg->device.isa,
+                 cfg->device.threads, cfg->workload.template) < 0)
+        FAIL(ERR_MEMORY, "model '%s': out of memory", cfg->model.path);
+    if (m->key && strcmp(m->key, key) == 0) {
+        free(key);
+        return 0;
+    }
+    run_model_close(m);
+    m->key = key;
+    int rc = open_parts(m, cfg);
+    if (rc) {
+        err_context("opening model '%s'", cfg->model.path);
+        run_model_close(m);
+    }
+    return rc;
+}
+
+void run_model_close(struct run_model *m)
+{
+    model_deinit(&m->model);
+    backend_close(&m->be);
+    chat_close(&m->chat);
+    tokenizer_close(m->tokenizer);
+    free(m->key);
+    *m = (struct run_model){0};
+}
+
+int run_model_context(const struct run_model *m, const struct config *cfg)
+{
+    int positions = m->model.cfg.max_positions, wanted = cfg->model.max_context;
+    return wanted > 0 && wanted < positions ? wanted : positions;
+}
+
+static char *library_versions(void)
+{
+    char hdf5[48], pcre2[64] = "", *text = NULL;
+    record_file_library(hdf5, sizeof hdf5);
+    pcre2_config(PCRE2_CONFIG_VERSION, pcre2);
+    pcre2[strcspn(pcre2, " ")] = 0;
+    if (asprintf(&text, "%s, jansson %s, pcre2 %s, libyaml %s", hdf5, jansson_version_str(), pcre2,
+                 yaml_get_version_string()) < 0)
+        return NULL;
+    return text;
+}
+
+static char *host_name(void)
+{
+    struct utsname u;
+    char *text = NULL;
+    if (uname(&u) || asprintf(&text, "%s %s %s", u.sysname, u.release, u.machine) < 0)
+        return NULL;
+    return text;
+}
+
+static char *model_name(const struct run_model *m, const struct config *cfg)
+{
+    const struct model_config *c = &m->model.cfg;
+    char *text = NULL;
+    if (asprintf(&text, "%s (%s, %d layers, hidden %d)", cfg->model.path, c->architecture, c->layers,
+                 c->hidden) < 0)
+        return NULL;
+    return text;
+}
+
+static char *time_now(void)
+{
+    char now[32];
+    struct tm utc;
+    time_t t = time(NULL);
+    strftime(now, sizeof now, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&t, &utc));
+    return strdup(now);
+}
+
+int run_model_meta(const struct run_model *m, const struct config *cfg, const char *slice,
+                   struct trace_meta *out)
+{
+    struct trace_meta meta = {.schema = TRACE_SCHEMA,
+                              .status = strdup("running"),
+                              .config = config_dump(cfg),
+                              .version = strdup(SPECBED_VERSION),
+                              .git_commit = strdup(SPECBED_GIT_COMMIT),
+                              .build = strdup(SPECBED_BUILD),
+                              .device = strdup(m->be.device),
+                              .isa = strdup(m->be.isa),
+                              .host = host_name(),
+                              .libraries = library_versions(),
+                              .threads = m->be.threads,
+                              .fingerprint = m->model.fingerprint,
+                              .model = model_name(m, cfg),
+                              .started = time_now(),
+                              .ended = strdup(""),
+                              .slice = strdup(slice),
+                              .trace_level = strdup(cfg->trace.level)};
+    for (const struct field *f = record_meta_fields; f->name; f++)
+        if (f->kind == FIELD_TEXT && !*(char **)(void *)((char *)&meta + f->offset)) {
+            trace_meta_deinit(&meta);
+            FAIL(ERR_MEMORY, "out of memory while describing the run");
+        }
+    *out = meta;
+    return 0;
+}
