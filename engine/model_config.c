@@ -30,15 +30,14 @@ static int get_dim(const json_t *o, const char *key, const char *what, long hi, 
     return 0;
 }
 
-/* (0, hi], finite, and still positive as a float. */
-static int get_positive(const json_t *o, const char *key, const char *what, double hi, const double *fallback,
-                        float *out)
+/* lo > 0, so that what passes is positive as a float, too, and no power of it leaves the range of one. */
+static int get_range(const json_t *o, const char *key, const char *what, double lo, double hi,
+                     const double *fallback, float *out)
 {
     double value = 0;
     TRY(json_get_double(o, key, what, fallback, &value));
-    if (!((float)value > 0) || value > hi)
-        FAIL(ERR_FORMAT, "%s: '%s': expected a number above 0 and at most %g, found %g", what, key, hi,
-             value);
+    if (!(value >= lo && value <= hi))
+        FAIL(ERR_FORMAT, "%s: '%s': expected a number from %g to %g, found %g", what, key, lo, hi, value);
     *out = (float)value;
     return 0;
 }
@@ -146,10 +145,10 @@ static int find_rope(const json_t *o, const char *what, const json_t **out)
 
 static int read_llama3(struct model_config *c, const json_t *rope, const char *what)
 {
-    TRY(get_positive(rope, "factor", what, 1e6, NULL, &c->rope_factor));
-    TRY(get_positive(rope, "low_freq_factor", what, 1e6, NULL, &c->rope_low));
-    TRY(get_positive(rope, "high_freq_factor", what, 1e6, NULL, &c->rope_high));
-    TRY(get_positive(rope, "original_max_position_embeddings", what, POSITIONS_MAX, NULL, &c->rope_original));
+    TRY(get_range(rope, "factor", what, 1e-3, 1e6, NULL, &c->rope_factor));
+    TRY(get_range(rope, "low_freq_factor", what, 1e-3, 1e6, NULL, &c->rope_low));
+    TRY(get_range(rope, "high_freq_factor", what, 1e-3, 1e6, NULL, &c->rope_high));
+    TRY(get_range(rope, "original_max_position_embeddings", what, 1, POSITIONS_MAX, NULL, &c->rope_original));
     if (c->rope_low > c->rope_high)
         FAIL(ERR_FORMAT, "%s: 'low_freq_factor': expected at most 'high_freq_factor' %g, found %g", what,
              (double)c->rope_high, (double)c->rope_low);
@@ -166,8 +165,8 @@ static int read_rope(struct model_config *c, const json_t *o, const char *what)
     TRY(json_get_double(o, "rope_theta", what, &theta, &theta));
     TRY(find_rope(o, what, &rope));
     if (!rope)
-        return get_positive(o, "rope_theta", what, 1e12, &theta, &c->rope_theta);
-    TRY(get_positive(rope, "rope_theta", what, 1e12, &theta, &c->rope_theta));
+        return get_range(o, "rope_theta", what, 1, 1e12, &theta, &c->rope_theta);
+    TRY(get_range(rope, "rope_theta", what, 1, 1e12, &theta, &c->rope_theta));
     TRY(json_get_double(rope, "partial_rotary_factor", what, &whole, &rotary));
     if (rotary != 1)
         FAIL(ERR_LIMIT, "%s: 'partial_rotary_factor' %g is not computed; this program rotates whole heads",
@@ -191,7 +190,7 @@ static int read_config(struct model_config *c, const json_t *o, const char *what
     TRY(check_architecture(c, o, what));
     TRY(check_computed(o, what));
     TRY(read_shapes(c, o, what));
-    TRY(get_positive(o, "rms_norm_eps", what, 1, &eps, &c->rms_eps));
+    TRY(get_range(o, "rms_norm_eps", what, 1e-12, 1, &eps, &c->rms_eps));
     TRY(json_get_bool(o, "tie_word_embeddings", what, &untied, &c->tied));
     return read_rope(c, o, what);
 }
