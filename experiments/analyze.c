@@ -20,7 +20,7 @@ enum { ACCEPTANCE = 1, SPEED = 2, SPEED_SHARED = 4, ALL = 7 };
 static const struct table_column result_columns[] = {
     {"arm", "arm", "", TABLE_TEXT, 0, ALL},
     {"lossy", "", "", TABLE_TEXT, 0, ALL},
-    {"group", "prompts of", "", TABLE_TEXT, 0, ALL},
+    {"group", "group", "", TABLE_TEXT, 0, ALL},
     {"strategy", "", "", TABLE_TEXT, 0, 0},
     {"rule", "", "", TABLE_TEXT, 0, 0},
     {"baseline", "", "", TABLE_TEXT, 0, 0},
@@ -32,14 +32,14 @@ static const struct table_column result_columns[] = {
     {"drafted_steps", "", "", TABLE_COUNT, 0, 0},
     {"proposed", "", "", TABLE_COUNT, 0, 0},
     {"accepted", "", "", TABLE_COUNT, 0, 0},
-    {"al", "AL", "tokens/step [95 %]", TABLE_INTERVAL, 2, ACCEPTANCE},
-    {"al_no_bonus", "no bonus", "tokens/step", TABLE_REAL, 2, ACCEPTANCE},
-    {"al_drafted", "AL drafted", "tokens/step", TABLE_REAL, 2, ACCEPTANCE},
+    {"al", "AL, tokens/step", "[95 %]", TABLE_INTERVAL, 2, ACCEPTANCE},
+    {"al_no_bonus", "AL", "no bonus", TABLE_REAL, 2, ACCEPTANCE},
+    {"al_drafted", "AL", "drafted", TABLE_REAL, 2, ACCEPTANCE},
     {"tokens_per_step", "", "", TABLE_REAL, 2, 0},
     {"acceptance_rate", "accepted", "of nodes", TABLE_SHARE, 1, ACCEPTANCE},
     {"tokens_per_s", "speed", "tokens/s", TABLE_REAL, 1, SPEED | SPEED_SHARED},
     {"total_tokens_per_s", "total", "tokens/s", TABLE_REAL, 1, SPEED_SHARED},
-    {"speedup", "speed-up", "x none [95 %]", TABLE_INTERVAL, 2, SPEED | SPEED_SHARED},
+    {"speedup", "speed-up, x none", "[95 %]", TABLE_INTERVAL, 2, SPEED | SPEED_SHARED},
     {"speedup_bound", "", "", TABLE_REAL, 2, 0},
     {"paired_prompts", "", "", TABLE_COUNT, 0, 0},
     {"ttft_median_ms", "TTFT, ms", "median", TABLE_REAL, 1, SPEED | SPEED_SHARED},
@@ -55,7 +55,7 @@ static const struct table_column result_columns[] = {
 static const struct table_column position_columns[] = {
     {"arm", "arm", "", TABLE_TEXT, 0, ACCEPTANCE},
     {"lossy", "", "", TABLE_TEXT, 0, ACCEPTANCE},
-    {"group", "prompts of", "", TABLE_TEXT, 0, ACCEPTANCE},
+    {"group", "group", "", TABLE_TEXT, 0, ACCEPTANCE},
     {"position", "position", "", TABLE_COUNT, 0, ACCEPTANCE},
     {"proposed_steps", "proposed", "steps", TABLE_COUNT, 0, ACCEPTANCE},
     {"tried_steps", "tried", "steps", TABLE_COUNT, 0, ACCEPTANCE},
@@ -211,27 +211,64 @@ static void print_seeds(const struct trace *t, FILE *out)
         fprintf(out, "..%" PRId64, hi);
 }
 
-/* What was measured, on what, how: one paragraph. */
-static int print_source(const struct trace *t, FILE *out)
+/* One part of the source line; `used` columns of the line are taken. A part that does not fit starts a line.
+ */
+static int print_part(const char *part, int used, FILE *out)
+{
+    int w = table_display_width(part);
+    if (used && used + 3 + w > TABLE_WIDTH) {
+        fputs("\n  ", out);
+        used = 2;
+    } else if (used) {
+        fputs(" | ", out);
+        used += 3;
+    }
+    fputs(part, out);
+    return used + w;
+}
+
+/* "greedy, coupled, T 0, 0.6, seed 1", malloc'ed; NULL: no memory. */
+static char *sampling_text(const struct trace *t)
 {
     char *text = NULL;
     size_t n = 0;
     FILE *f = open_memstream(&text, &n);
     if (!f)
-        FAIL(ERR_MEMORY, "no memory to describe %s", t->path);
-    fprintf(f, "%s | %s | %s, %s, %d thread%s | ", t->path, t->meta.model, t->meta.device, t->meta.isa,
-            t->meta.threads, t->meta.threads == 1 ? "" : "s");
+        return NULL;
     print_rules(t, f);
     fputs(", T ", f);
     print_temperatures(t, f);
     if (t->n_requests)
         print_seeds(t, f);
-    fprintf(f, " | trace %s", t->meta.trace_level);
-    if (fclose(f))
-        FAIL(ERR_MEMORY, "no memory to describe %s", t->path);
-    table_print_wrapped(text, 2, TABLE_WIDTH, out);
+    if (!fclose(f))
+        return text;
     free(text);
-    return 0;
+    return NULL;
+}
+
+/* What was measured, on what, how: one line where it fits. */
+static int print_source(const struct trace *t, FILE *out)
+{
+    char *sampling = sampling_text(t), *device = NULL, *level = NULL;
+    int rc = 0;
+    if (!sampling ||
+        asprintf(&device, "%s, %s, %d thread%s", t->meta.device, t->meta.isa, t->meta.threads,
+                 t->meta.threads == 1 ? "" : "s") < 0 ||
+        asprintf(&level, "trace %s", t->meta.trace_level) < 0) {
+        rc = ERR_SET(ERR_MEMORY, "no memory to describe %s", t->path);
+        goto out;
+    }
+    int used = print_part(t->path, 0, out);
+    used = print_part(t->meta.model, used, out);
+    used = print_part(device, used, out);
+    used = print_part(sampling, used, out);
+    print_part(level, used, out);
+    fputc('\n', out);
+out:
+    free(sampling);
+    free(device);
+    free(level);
+    return rc;
 }
 
 static void print_legend(const struct report *r, FILE *out)
@@ -241,11 +278,10 @@ static void print_legend(const struct report *r, FILE *out)
     for (int i = 1; i < r->summary.n && !r->summary.rows[i].group; i++)
         prompts = r->summary.rows[i].prompts > prompts ? r->summary.rows[i].prompts : prompts;
     snprintf(text, sizeof text,
-             "AL: tokens per verification step, bonus included; AL drafted: over steps that had a draft; "
-             "speed: decoding after "
+             "AL: tokens per verification step, bonus included; drafted: over steps that had a draft; speed: "
+             "decoding after "
              "the first step; speed-up: against none on the same prompts. [95 %%]: percentile bootstrap over "
-             "prompts, N = "
-             "%" PRId64 ", B = %d, seed %" PRIu64 ", arms paired.",
+             "%" PRId64 " prompts, arms paired, B=%d, seed %" PRIu64 ".",
              prompts, r->opts->summary.resampling.replicates, r->opts->summary.resampling.seed);
     table_print_wrapped(text, 0, TABLE_WIDTH, out);
 }
@@ -404,7 +440,7 @@ int analyze_print(const char *path, FILE *out)
 }
 
 /* What the command line said. */
-struct request {
+struct invocation {
     struct analyze_opts opts;
     const char **path; /* owned [n], borrowed strings */
     int n;
@@ -435,7 +471,7 @@ static enum summary_by parse_by(struct argp_state *state, const char *arg)
 
 static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
-    struct request *q = state->input;
+    struct invocation *q = state->input;
     switch (key) {
     case 'j':
         q->opts.form = ANALYZE_JSON;
@@ -483,7 +519,7 @@ int command_analyze(int argc, char **argv)
         "FILE...", "Print acceptance and speed of a run. Several files, such as its slices, are read as one.",
         0,         0,
         0};
-    struct request q = {.opts = analyze_defaults(), .path = calloc((size_t)argc + 1, sizeof *q.path)};
+    struct invocation q = {.opts = analyze_defaults(), .path = calloc((size_t)argc + 1, sizeof *q.path)};
     if (!q.path)
         FAIL(ERR_MEMORY, "no memory for %d arguments", argc);
     argp_parse(&argp, argc, argv, 0, NULL, &q);

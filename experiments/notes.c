@@ -80,7 +80,7 @@ static int note_outputs(struct notes *n, const struct trace *t, const struct sum
                   of = (long long)r->sums.compared;
         if (r->group)
             continue;
-        if (a->lossy)
+        if (a->lossy && r->baseline != r->arm)
             TRY(add(n,
                     "LOSSY: rule %s of %s changes outputs (%lld of %lld differ from none's): its speed is "
                     "not that of the target's text.",
@@ -122,7 +122,7 @@ static int note_size(struct notes *n, const struct summary *s)
         concurrency = s->rows[i].concurrency > concurrency ? s->rows[i].concurrency : concurrency;
     }
     if (s->n && fewest < NOTES_FEW_PROMPTS)
-        TRY(add(n, "%s %lld prompts: below %d an interval is too narrow more often than it says%s.",
+        TRY(add(n, "%s %lld prompts: with fewer than %d, intervals tend to be too narrow%s.",
                 grouped ? "as few as" : "only", (long long)fewest, NOTES_FEW_PROMPTS,
                 fewest < 2 ? ", and with one prompt there is none" : ""));
     if (concurrency > 1)

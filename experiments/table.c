@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CELL_MAX = 256, WORD_MAX = 4096, GAP = 2, MIN_TEXT = 8 };
+enum { CELL_MAX = 256, WORD_MAX = 4096, GAP = 2, MIN_TEXT = 8, HEAD = -2, UNIT = -1 };
 
 void table_init(struct table *t, const struct table_column *columns, int n_columns)
 {
@@ -169,7 +169,7 @@ int table_display_width(const char *utf8)
 /* Text as a terminal may see it, cut to `width` columns; returns the columns written. */
 static int put_text(const char *utf8, int width, FILE *out)
 {
-    int cut = table_display_width(utf8) > width, room = cut ? width - 3 : width, used = 0;
+    int cut = table_display_width(utf8) > width, room = cut ? width - 1 : width, used = 0;
     for (const unsigned char *s = (const unsigned char *)utf8; *s;) {
         const unsigned char *from = s;
         int32_t rune = next_rune(&s);
@@ -183,26 +183,32 @@ static int put_text(const char *utf8, int width, FILE *out)
         used += w;
     }
     if (cut)
-        fputs("...", out);
-    return cut ? used + 3 : used;
+        fputs("\u2026", out);
+    return cut ? used + 1 : used;
 }
 
-/* A number as the text form shows it. An interval of no width is certain by construction (an arm against
- * itself): just the value. */
+/* A cell as the text form shows it, of an interval the value alone. */
 static const char *show(const struct table_column *col, const struct table_cell *x, char *buf, size_t n)
 {
-    int d = col->decimals;
     if (col->kind == TABLE_TEXT)
         return x->text ? x->text : "";
     if (isnan(x->value))
         snprintf(buf, n, "-");
     else if (col->kind == TABLE_SHARE)
-        snprintf(buf, n, "%.*f %%", d, 100 * x->value);
-    else if (col->kind == TABLE_INTERVAL && !isnan(x->lo) && !(x->lo == x->value && x->hi == x->value))
-        snprintf(buf, n, "%.*f [%.*f, %.*f]", d, x->value, d, x->lo, d, x->hi);
+        snprintf(buf, n, "%.*f %%", col->decimals, 100 * x->value);
     else
-        snprintf(buf, n, "%.*f", col->kind == TABLE_COUNT ? 0 : d, x->value);
+        snprintf(buf, n, "%.*f", col->kind == TABLE_COUNT ? 0 : col->decimals, x->value);
     return buf;
+}
+
+/* " [lo, hi]"; nothing for an interval of no width: it is certain by construction (an arm against itself). */
+static int show_range(const struct table_column *col, const struct table_cell *x, char *buf, size_t n)
+{
+    buf[0] = 0;
+    if (col->kind != TABLE_INTERVAL || isnan(x->lo) || (x->lo == x->value && x->hi == x->value))
+        return 0;
+    int len = snprintf(buf, n, " [%.*f, %.*f]", col->decimals, x->lo, col->decimals, x->hi);
+    return len < (int)n ? len : (int)n - 1;
 }
 
 static int is_empty(const struct table *t, int c)
@@ -215,61 +221,76 @@ static int is_empty(const struct table *t, int c)
     return 1;
 }
 
-/* Width of column c in the text form. */
-static int natural_width(const struct table *t, int c)
+struct extent {
+    int width; /* columns; 0: not shown */
+    int range; /* of these, for the ranges of intervals, which line up like a column of their own */
+};
+
+static struct extent measure(const struct table *t, int c)
 {
     const struct table_column *col = &t->columns[c];
-    int width = table_display_width(col->head), unit = table_display_width(col->unit);
-    width = unit > width ? unit : width;
+    int head = table_display_width(col->head), unit = table_display_width(col->unit), value = 0, range = 0;
     for (int r = 0; r < t->n_rows; r++) {
         char buf[CELL_MAX];
-        int w = table_display_width(show(col, &t->cells[r * t->n_columns + c], buf, sizeof buf));
-        width = w > width ? w : width;
+        const struct table_cell *x = &t->cells[r * t->n_columns + c];
+        int v = table_display_width(show(col, x, buf, sizeof buf)), w = show_range(col, x, buf, sizeof buf);
+        value = v > value ? v : value;
+        range = w > range ? w : range;
     }
-    return width;
+    int width = value + range;
+    width = head > width ? head : width;
+    return (struct extent){unit > width ? unit : width, range};
 }
 
-/* Widths of the shown columns, 0 for hidden ones; takes from the widest text column until the line fits. */
-static void fit(const struct table *t, unsigned view, int limit, int *width)
+/* What is shown, and how wide; takes from the widest text column until the line fits. */
+static void fit(const struct table *t, unsigned view, int limit, struct extent *e)
 {
     int total = -GAP;
     for (int c = 0; c < t->n_columns; c++) {
-        width[c] = (t->columns[c].views & view) && !is_empty(t, c) ? natural_width(t, c) : 0;
-        total += width[c] ? width[c] + GAP : 0;
+        if (!(t->columns[c].views & view) || is_empty(t, c))
+            continue;
+        e[c] = measure(t, c);
+        total += e[c].width + GAP;
     }
     for (; total > limit; total--) {
         int widest = -1;
         for (int c = 0; c < t->n_columns; c++)
-            if (t->columns[c].kind == TABLE_TEXT && width[c] > MIN_TEXT &&
-                (widest < 0 || width[c] > width[widest]))
+            if (t->columns[c].kind == TABLE_TEXT && e[c].width > MIN_TEXT &&
+                (widest < 0 || e[c].width > e[widest].width))
                 widest = c;
         if (widest < 0)
             break;
-        width[widest]--;
+        e[widest].width--;
     }
 }
 
-/* Text to the left, numbers to the right; `line` picks: -2 head, -1 unit, else a row. No blanks at the end of
- * a line. */
-static void put_line(const struct table *t, int line, const int *width, FILE *out)
+/* A row, or one of the header lines: text to the left, numbers to the right, ranges behind their values. No
+ * blanks at the end. */
+static void put_line(const struct table *t, int row, const struct extent *e, FILE *out)
 {
     int owed = 0;
     for (int c = 0; c < t->n_columns; c++) {
         const struct table_column *col = &t->columns[c];
-        if (!width[c])
+        char buf[CELL_MAX], range[CELL_MAX] = "";
+        if (!e[c].width)
             continue;
-        char buf[CELL_MAX];
-        const char *s = line == -2   ? col->head
-                        : line == -1 ? col->unit
-                                     : show(col, &t->cells[line * t->n_columns + c], buf, sizeof buf);
-        int w = table_display_width(s), pad = w < width[c] ? width[c] - w : 0;
-        int left = col->kind != TABLE_TEXT ? pad : 0;
+        const char *s = row == HEAD ? col->head : row == UNIT ? col->unit : NULL;
+        int room = e[c].width, tail = 0;
+        if (!s) {
+            const struct table_cell *x = &t->cells[row * t->n_columns + c];
+            s = show(col, x, buf, sizeof buf);
+            tail = show_range(col, x, range, sizeof range);
+            room -= e[c].range;
+        }
+        int w = table_display_width(s), pad = w < room ? room - w : 0,
+            left = col->kind == TABLE_TEXT ? 0 : pad;
         if (*s) {
             fprintf(out, "%*s", owed + left, "");
-            put_text(s, width[c], out);
-            owed = pad - left + GAP;
+            put_text(s, room, out);
+            fputs(range, out);
+            owed = GAP + pad - left + (e[c].width - room - tail);
         } else {
-            owed += width[c] + GAP;
+            owed += e[c].width + GAP;
         }
     }
     fputc('\n', out);
@@ -277,18 +298,18 @@ static void put_line(const struct table *t, int line, const int *width, FILE *ou
 
 int table_print_text(const struct table *t, unsigned view, int limit, FILE *out)
 {
-    int *width = t->failed ? NULL : calloc((size_t)t->n_columns, sizeof *width);
-    if (!width)
+    struct extent *e = t->failed ? NULL : calloc((size_t)t->n_columns, sizeof *e);
+    if (!e)
         FAIL(ERR_MEMORY, "table: no memory for %d rows of %d columns", t->n_rows, t->n_columns);
-    fit(t, view, limit, width);
-    put_line(t, -2, width, out);
-    put_line(t, -1, width, out);
+    fit(t, view, limit, e);
+    put_line(t, HEAD, e, out);
+    put_line(t, UNIT, e, out);
     for (int r = 0; r < t->n_rows; r++) {
         if (t->breaks[r])
             fputc('\n', out);
-        put_line(t, r, width, out);
+        put_line(t, r, e, out);
     }
-    free(width);
+    free(e);
     return 0;
 }
 

@@ -48,7 +48,7 @@ void table_text(struct table *t, const char *key, const char *text);
 void table_number(struct table *t, const char *key, double value);
 void table_interval(struct table *t, const char *key, struct stats_interval x);
 
-/* The columns of view `view` (a bit) that are not empty in all rows. Text columns shrink, "..." for what is cut, until a line fits
+/* The columns of view `view` (a bit) that are not empty in all rows. Text columns shrink, an ellipsis for what is cut, until a line fits
  * `width`. Bytes that are not UTF-8 and control characters show as "?". ERR_MEMORY. */
 int table_print_text(const struct table *t, unsigned view, int width, FILE *out);
 int table_print_csv(const struct table *t, FILE *out); /* ERR_MEMORY */
