@@ -17,26 +17,33 @@ static int put(uint32_t c, char *out)
     return len;
 }
 
+/* Is c read as the character it is, all of it, and every beginning of it as cut off? */
+static int is_read(uint32_t c)
+{
+    char text[4];
+    int n = put(c, text), len;
+    uint32_t code;
+    int good = utf8_next(text, (size_t)n, &len, &code) == UTF8_CHAR && len == n && code == c;
+    for (int cut = 1; cut < n; cut++)
+        good = good && utf8_next(text, (size_t)cut, &len, &code) == UTF8_CUT && len == cut;
+    return good;
+}
+
+static int is_refused(uint32_t c)
+{
+    char text[4];
+    int n = put(c, text), len;
+    uint32_t code;
+    return utf8_next(text, (size_t)n, &len, &code) == UTF8_BAD && len == 1 && code == 0xFFFD;
+}
+
 /* Surrogates are no characters; everything else up to U+10FFFF is, and nothing beyond. */
 START_TEST(every_code_point_is_read_and_every_beginning_of_it_is_cut)
 {
     for (uint32_t c = 0; c < 0x120000; c++) {
-        char text[4];
-        int n = put(c, text), len;
-        uint32_t code;
-        enum utf8_kind kind = utf8_next(text, (size_t)n, &len, &code);
-        if ((c >= 0xD800 && c < 0xE000) || c > 0x10FFFF) {
-            ck_assert_int_eq(kind, UTF8_BAD);
-            ck_assert_int_eq(len, 1);
-            continue;
-        }
-        ck_assert_int_eq(kind, UTF8_CHAR);
-        ck_assert_int_eq(len, n);
-        ck_assert_uint_eq(code, c);
-        for (int cut = 1; cut < n; cut++) {
-            ck_assert_int_eq(utf8_next(text, (size_t)cut, &len, &code), UTF8_CUT);
-            ck_assert_int_eq(len, cut);
-        }
+        int none = (c >= 0xD800 && c < 0xE000) || c > 0x10FFFF;
+        if (none ? !is_refused(c) : !is_read(c))
+            ck_abort_msg("U+%X", c);
     }
 }
 END_TEST
