@@ -115,9 +115,6 @@ static int apply_sweep(struct config *c, const struct config_entry *e, const cha
     }
     if (e->kind == CONFIG_ENTRY_MAP)
         FAIL(ERR_CONFIG, "%s: sweep of %s: expected a list of values, found a mapping", where, key);
-    if (e->n > CONFIG_MAX_CELLS)
-        FAIL(ERR_CONFIG, "%s: sweep of %s: expected at most %d values, found %d", where, key,
-             CONFIG_MAX_CELLS, e->n);
     TRY(check_values(&o, e, where));
     TRY(config_list_copy(&values, e->items, e->n));
     sweep_remove(c, key);

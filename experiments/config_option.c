@@ -51,7 +51,7 @@ static int store_string(char **to, const char *text)
 static void quote(const char *text, char buf[64])
 {
     size_t n = 0;
-    for (; text[n] && n < 60; n++)
+    for (; n < 60 && text[n]; n++)
         buf[n] = (unsigned char)text[n] < ' ' ? ' ' : text[n];
     if (text[n]) {
         n = utf8_valid(buf, 57);
