@@ -246,15 +246,26 @@ static char *sampling_text(const struct trace *t)
     return NULL;
 }
 
+/* "AMD EPYC, avx512, 2 threads"; a device that says all that by itself is left alone. Malloc'ed; NULL: no
+ * memory. */
+static char *device_text(const struct trace_meta *m)
+{
+    char threads[32], *text = NULL;
+    snprintf(threads, sizeof threads, "%d thread%s", m->threads, m->threads == 1 ? "" : "s");
+    int has_isa = strstr(m->device, m->isa) != NULL, has_threads = strstr(m->device, threads) != NULL;
+    if (asprintf(&text, "%s%s%s%s%s", m->device, has_isa ? "" : ", ", has_isa ? "" : m->isa,
+                 has_threads ? "" : ", ", has_threads ? "" : threads) < 0)
+        return NULL;
+    return text;
+}
+
 /* What was measured, on what, how: one line where it fits. */
 static int print_source(const struct trace *t, FILE *out)
 {
-    char *sampling = sampling_text(t), *device = NULL, *level = NULL;
+    char *sampling = sampling_text(t), *device = device_text(&t->meta), *level = NULL;
     int rc = 0;
-    if (!sampling ||
-        asprintf(&device, "%s, %s, %d thread%s", t->meta.device, t->meta.isa, t->meta.threads,
-                 t->meta.threads == 1 ? "" : "s") < 0 ||
-        asprintf(&level, "trace %s", t->meta.trace_level) < 0) {
+    if (!sampling || !device || asprintf(&level, "trace %s", t->meta.trace_level) < 0) {
+        level = NULL;
         rc = ERR_SET(ERR_MEMORY, "no memory to describe %s", t->path);
         goto out;
     }

@@ -5,13 +5,16 @@
 #include "experiments/baseline.h"
 #include "experiments/join.h"
 #include "experiments/notes.h"
+#include "experiments/record.h"
 #include "experiments/table.h"
+#include "experiments/workload.h"
 #include "spec/loop.h"
 #include "tests/toy_trace.h"
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { PROMPTS = 24, TURNS = 2, TOKENS = 30, MS = 1000000 };
 
@@ -473,6 +476,87 @@ START_TEST(a_result_without_requests_prints_a_note)
 }
 END_TEST
 
+/* Writes one request of three tokens: three steps, or one step that accepts both nodes of a chain. */
+static void record_answer(struct record *r, int arm, int prompt, int drafted)
+{
+    static const int tokens[] = {5, 6, 7}, question[] = {1, 2};
+    static const float log_p[3] = {-1, -1, -1};
+    struct trace_request head = {.arm = arm,
+                                 .prompt = prompt,
+                                 .request = workload_request_id(prompt, 0, 0),
+                                 .seed = 1,
+                                 .concurrency = 1,
+                                 .started = 100LL * MS * (arm * PROMPTS + prompt)};
+    struct record_request *q;
+    ck_assert_msg(!record_begin(r, &head, question, 2, &q), "%s", err_text());
+    for (int i = 0, emitted = drafted ? 3 : 1; i < 3; i += emitted) {
+        struct step_record s = {.position = 2 + i,
+                                .proposed = emitted - 1,
+                                .depth = emitted - 1,
+                                .accepted = emitted - 1,
+                                .emitted = emitted,
+                                .flags = (i ? 0 : STEP_FIRST) | (drafted ? 0 : STEP_NO_DRAFT),
+                                .pass_rows = emitted,
+                                .pass_seqs = 1,
+                                .ns_verify = 10 * MS,
+                                .ns_total = 10 * MS,
+                                .tokens = tokens + i,
+                                .log_p = log_p};
+        ck_assert_msg(!record_step(q, &s), "%s", err_text());
+    }
+    struct spec_finished done = {.reason = FINISH_LENGTH,
+                                 .tokens = tokens,
+                                 .n = 3,
+                                 .steps = drafted ? 1 : 3,
+                                 .ns_prefill = MS,
+                                 .ns_first = 11 * MS,
+                                 .ns_decode = drafted ? 0 : 20 * MS};
+    ck_assert_msg(!record_finish(r, q, &done), "%s", err_text());
+}
+
+static void write_file(const char *path)
+{
+    struct trace t;
+    struct record *r;
+    toy_trace_init(&t, path);
+    toy_trace_arm(&t, "none", "none", "greedy", 0, 0);
+    toy_trace_arm(&t, "ngram", "ngram", "greedy", 0, 0);
+    prompts(&t, 0, 1);
+    ck_assert_msg(!record_open(&r, path, &t.meta, RECORD_NEW), "%s", err_text());
+    for (int a = 0; a < 2; a++) {
+        int arm, row;
+        ck_assert_int_eq(record_arm(r, &t.arms[a], &arm), 0);
+        for (int k = 0; k < PROMPTS; k++) {
+            ck_assert_int_eq(record_prompt(r, &t.prompts[k * TURNS], &row), 0);
+            record_answer(r, arm, row, a);
+        }
+    }
+    ck_assert_msg(!record_close(r, "complete"), "%s", err_text());
+    trace_deinit(&t);
+}
+
+START_TEST(a_recorded_file_prints_its_tables)
+{
+    char folder[] = "/tmp/specbed-analyze-XXXXXX", path[64], *out = NULL;
+    size_t n = 0;
+    ck_assert_ptr_nonnull(mkdtemp(folder));
+    snprintf(path, sizeof path, "%s/run.h5", folder);
+    write_file(path);
+    FILE *f = open_memstream(&out, &n);
+    ck_assert_msg(!analyze_print(path, f), "%s", err_text());
+    fclose(f);
+    unlink(path);
+    rmdir(folder);
+    ck_assert_ptr_nonnull(strstr(
+        out, "\nnone        24        24      72     72             1.00      0.00        -         -\n"));
+    ck_assert_ptr_nonnull(strstr(
+        out, "\nngram       24        24      72     24             3.00      2.00     3.00   100.0 %\n"));
+    ck_assert_ptr_nonnull(strstr(out, "100.0 %"));
+    ck_assert_ptr_null(strstr(out, "note:"));
+    free(out);
+}
+END_TEST
+
 START_TEST(a_missing_file_is_an_error_that_names_it)
 {
     ck_assert_int_ne(analyze_print("/nonexistent/toy.h5", stdout), 0);
@@ -500,6 +584,7 @@ int main(void)
     tcase_add_test(files, files_of_different_runs_are_not_joined);
     tcase_add_test(files, a_file_given_twice_is_an_error);
     tcase_add_test(files, a_join_lists_what_differs_and_keeps_the_least_finished_status);
+    tcase_add_test(files, a_recorded_file_prints_its_tables);
     tcase_add_test(files, a_missing_file_is_an_error_that_names_it);
     tcase_add_test(notes, without_a_plain_arm_there_is_no_speedup_but_a_note);
     tcase_add_test(notes, an_impossible_speedup_is_noted);
