@@ -57,11 +57,11 @@ int conversation_answer(struct conversation *c, const struct tokenizer *t, int t
     return 0;
 }
 
-/* Text that is decoded and encoded again may take a few tokens more than were generated. */
+/* An answer is decoded and encoded again for the next turn. Mostly that gives the tokens that were generated,
+ * but a token that is no text by itself becomes U+FFFD, which a byte-level tokenizer may spell with three. */
 static int64_t longest_text(int n_ids, int turns, int max_tokens)
 {
-    int64_t earlier = (int64_t)(turns - 1) * max_tokens;
-    return n_ids + earlier + earlier / 8 + max_tokens;
+    return n_ids + (int64_t)(3 * (turns - 1) + 1) * max_tokens;
 }
 
 int conversation_cap(const struct workload *w, const struct config *cfg, const struct chat *chat,

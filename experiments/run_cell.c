@@ -109,11 +109,9 @@ static int lane_submit(struct cell *c, struct lane *l)
     const char *id = l->talk.prompt->id;
     if (room < 1)
         FAIL(ERR_CONFIG,
-             "prompt '%s' of '%s', turn %d: %d tokens with the answers before it, and a context of %d tokens "
-             "has no "
-             "room for another; raise model.max_context if the model allows more, lower workload.max_tokens, "
-             "or "
-             "remove the prompt",
+             "prompt '%s' of '%s', turn %d: %d tokens with the answers before it, and a text may have %d; "
+             "lower "
+             "workload.max_tokens, raise model.max_context if it is set, or remove the prompt",
              id, l->talk.prompt->dataset, l->turn, n, c->cap);
     struct spec_request r = {.prompt = l->talk.ids,
                              .n_prompt = n,
@@ -134,7 +132,7 @@ static int refill(struct cell *c)
             continue;
         TRY(lane_advance(c, l, &found));
         if (!found)
-            return 0;
+            continue;
         TRY(lane_record(c, l));
         TRY(lane_submit(c, l));
     }
