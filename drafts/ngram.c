@@ -1,7 +1,9 @@
 /* ngram: the text repeats itself. The last tokens are looked up in the text before them, the longest n-gram
  * first, and what followed there is the draft. With `match: first` and one branch this is prompt lookup as
  * transformers (min 1) and vLLM do it: the earliest place with a token after it, its continuation cut at the
- * end of the text.
+ * end of the text. (transformers also cuts at an end-of-text token; here the loop ends the answer there.)
+ * With more branches further places follow, then shorter n-grams, until so many have added nodes to the tree;
+ * of each size at most 16 places a branch are looked at.
  *
  * Every n-gram that has a token after it stands in a hash table with its first and last place; its places are
  * a linked list in the order of `match`. A new token costs O(max) whatever the length of the text, and a new

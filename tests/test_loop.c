@@ -382,6 +382,103 @@ START_TEST(a_spoiled_draft_is_recorded_as_rejected)
 }
 END_TEST
 
+/* A draft that checks what the loop tells it, and lets the oracle speak. */
+static struct {
+    int n, proposed[TOY_ANSWER]; /* of the one slot: length of its text, tokens of its last tree */
+    int limit, max_depth, calls;
+} spy;
+
+static int spy_begin(void *self, const struct draft_text *text)
+{
+    spy.n = text->n;
+    EXPECT(text->n == text->n_prompt && text->slot == 0);
+    return draft_oracle.begin(self, text);
+}
+
+static int spy_propose(void *self, const struct draft_text *text, int n, struct tree *out)
+{
+    int useful = spy.limit - spy.n - 1; /* the bonus needs a place too */
+    EXPECT(n == 1 && text->n == spy.n && out->n == 0);
+    EXPECT(out->max_depth == (useful < spy.max_depth ? useful : spy.max_depth));
+    EXPECT(out->max_nodes == (useful > 0 ? spy.max_depth : 0));
+    int rc = draft_oracle.propose(self, text, n, out);
+    for (int i = 0; i < out->n; i++)
+        spy.proposed[i] = out->nodes[i].token;
+    return rc;
+}
+
+static int spy_observe(void *self, const struct draft_seen *seen, int n)
+{
+    EXPECT(n == 1 && seen->text.n == spy.n + seen->n_new);
+    EXPECT(seen->n_accepted == seen->n_new || seen->n_accepted == seen->n_new - 1);
+    for (int i = 0; i < seen->n_accepted; i++)
+        EXPECT(seen->text.tokens[spy.n + i] == spy.proposed[seen->path[i]]);
+    spy.n = seen->text.n;
+    spy.calls++;
+    return draft_oracle.observe(self, seen, n);
+}
+
+START_TEST(the_draft_is_told_what_became_text_and_what_is_still_useful)
+{
+    struct draft_ops ops = draft_oracle;
+    ops.begin = spy_begin;
+    ops.propose = spy_propose;
+    ops.observe = spy_observe;
+    struct toy_draft d = {.ops = &ops, .option = {0.9}};
+    struct spec_opts o = deep_opts(&d);
+    o.slots = 1;
+    o.stop = (struct stop_rules){.tokens = &plain[1].tokens[11], .n_tokens = 1};
+    for (int i = 0; i < REQUESTS; i++) {
+        int prompt[TOY_PROMPT], n = toy_prompt(i, prompt);
+        const struct spec_request r = {prompt, n, 30, (uint32_t)i, NULL};
+        struct spec_step step;
+        struct spec *s = open_loop(&o);
+        spy.limit = n + 30;
+        spy.max_depth = 8;
+        ck_assert_int_eq(spec_submit(s, &r), 0);
+        do
+            ck_assert_int_eq(spec_step(s, &step), 0);
+        while (step.n_finished == 0);
+        ck_assert_int_eq(spy.n, n + step.finished[0].n);
+        spec_close(s);
+    }
+    ck_assert_int_gt(spy.calls, 2 * REQUESTS);
+}
+END_TEST
+
+START_TEST(coupled_noise_is_that_of_the_absolute_position)
+{
+    struct toy_draft ngram = toy_draft("ngram", NULL);
+    struct spec_opts o = toy_spec_opts(&ngram);
+    o.rule = accept_rule_find("coupled");
+    o.sampling.temperature = 0.8f;
+    toy_run(&toy.model, &o, 2, NULL, answer);
+    int prompt[TOY_PROMPT], n = toy_prompt(1, prompt), token = prompt[n - 1];
+    struct kv kv = {0};
+    struct forward f = {0};
+    struct accept_scratch scratch;
+    ck_assert_int_eq(kv_init(&kv, &toy.be, &toy.model, 1, TOY_PROMPT + TOY_ANSWER), 0);
+    ck_assert_int_eq(forward_init(&f, &toy.model, &kv, 16, 1), 0);
+    ck_assert_int_eq(accept_scratch_init(&scratch, TOY_VOCAB), 0);
+    ck_assert_int_eq(forward_prefill(&f, 0, prompt, n - 1), 0);
+    for (int i = 0; i < answer[1].n; i++) {
+        const struct forward_row row = {token, 0, -1};
+        const struct sample_filter filter = {0.8f, 0, 1, 0};
+        const struct sample_key key = {o.sampling.seed, 1, (uint32_t)(n + i)};
+        const int keep = 0;
+        EXPECT(forward_run(&f, &row, 1, FORWARD_LOGITS) == 0);
+        sample_dist_from_logits(&scratch.dist, f.logits, TOY_VOCAB, f.stats->max, &filter);
+        token = sample_gumbel(&scratch.dist, &key);
+        EXPECT(token == answer[1].tokens[i]);
+        EXPECT(f.logits[token] - f.stats->lse == answer[1].log_p[i]);
+        EXPECT(kv_commit(&kv, 0, &keep, 1) == 0);
+    }
+    accept_scratch_deinit(&scratch);
+    forward_deinit(&f);
+    kv_deinit(&kv);
+}
+END_TEST
+
 START_TEST(relaxed_with_delta_0_is_greedy_and_with_more_takes_more)
 {
     struct toy_draft oracle = toy_draft("oracle", "accept=0.5", NULL),
@@ -424,6 +521,8 @@ int main(void)
     tcase_add_test(c, node_records_hold_what_the_target_said);
     tcase_add_test(c, the_trace_level_decides_what_is_recorded);
     tcase_add_test(c, a_spoiled_draft_is_recorded_as_rejected);
+    tcase_add_test(c, the_draft_is_told_what_became_text_and_what_is_still_useful);
+    tcase_add_test(c, coupled_noise_is_that_of_the_absolute_position);
     tcase_add_test(c, relaxed_with_delta_0_is_greedy_and_with_more_takes_more);
     suite_add_tcase(s, c);
     SRunner *r = srunner_create(s);

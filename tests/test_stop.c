@@ -105,8 +105,8 @@ END_TEST
 
 START_TEST(begin_forgets_the_text_before)
 {
-    const char *const strings[] = {"ab"};
-    const struct stop_rules rules = {.strings = strings, .n_strings = 1, .tokenizer = tokenizer};
+    const char *const strings[] = {"ab", "\xEF\xBF\xBD"}; /* U+FFFD: what an unfinished character becomes */
+    const struct stop_rules rules = {.strings = strings, .n_strings = 2, .tokenizer = tokenizer};
     struct stop s;
     ck_assert_int_eq(stop_init(&s, &rules), 0);
     stop_begin(&s);
