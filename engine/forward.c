@@ -208,7 +208,25 @@ static struct gemm product(const struct forward *f, const struct matrix *w, cons
         .w = w, .x = x, .y = y, .rows = f->rows.n, .threads = f->model->be->threads, .scratch = s->gemm};
 }
 
-/* x += o(attention(norm(x))); keys and values go to their cells on the way. */
+/* q, k, v of norm(x), rotated; keys and values go to their cells. */
+static int run_cache(const struct forward *f, int layer)
+{
+    const struct scratch *s = f->scratch;
+    const struct layer *l = &f->model->layers[layer];
+    struct backend *be = f->model->be;
+    const struct gemm qkv = product(f, &l->qkv, s->h, s->qkv);
+    const struct rope rope = {.rows = &f->rows,
+                              .qkv = s->qkv,
+                              .cos_sin = s->cos_sin,
+                              .kv = f->kv->layers[layer],
+                              .heads = f->model->cfg.heads,
+                              .threads = be->threads};
+    TRY(run_norm(f, l->attn_norm));
+    TRY(be->ops->gemm(be, &qkv));
+    return be->ops->rope(be, &rope);
+}
+
+/* x += o(attention(q)) */
 static int run_attention(const struct forward *f, int layer)
 {
     const struct scratch *s = f->scratch;
@@ -227,23 +245,6 @@ static int run_attention(const struct forward *f, int layer)
     out.accumulate = 1;
     TRY(be->ops->attention(be, &attention));
     return be->ops->gemm(be, &out);
-}
-
-static int run_cache(const struct forward *f, int layer)
-{
-    const struct scratch *s = f->scratch;
-    const struct layer *l = &f->model->layers[layer];
-    struct backend *be = f->model->be;
-    const struct gemm qkv = product(f, &l->qkv, s->h, s->qkv);
-    const struct rope rope = {.rows = &f->rows,
-                              .qkv = s->qkv,
-                              .cos_sin = s->cos_sin,
-                              .kv = f->kv->layers[layer],
-                              .heads = f->model->cfg.heads,
-                              .threads = be->threads};
-    TRY(run_norm(f, l->attn_norm));
-    TRY(be->ops->gemm(be, &qkv));
-    return be->ops->rope(be, &rope);
 }
 
 /* x += down(swiglu(norm(x))) */

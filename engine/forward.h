@@ -33,8 +33,9 @@ void forward_deinit(struct forward *f); /* a zeroed struct is fine */
 /* Run rows[0..n), all layers. Row i of slot s takes the next free cell of s (kv.used grows by one a row); a row with parent
  * -1 has position committed, others position of the parent + 1; chains through committed text need parent -1 only once.
  * FORWARD_LOGITS: f->logits and f->stats, row i at index i, valid until the next call.
- * ERR_LIMIT when a slot's cache would overflow or a position passes the model's context. */
+ * ERR_LIMIT, before anything changes, when a slot's cache would overflow, a position passes the model's context, a token
+ * is not of its vocabulary, or n is out of range. */
 int  forward_run(struct forward *f, const struct forward_row *rows, int n, unsigned flags);
-/* Prefill and commit n tokens of one slot, in blocks that end at multiples of max_rows (absolute positions). */
+/* Prefill and commit n tokens of one slot (nothing uncommitted in it), in blocks that end at multiples of max_rows (absolute positions). */
 int  forward_prefill(struct forward *f, int slot, const int *tokens, int n);
 #endif

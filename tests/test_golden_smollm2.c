@@ -8,6 +8,7 @@
 #include "engine/err.h"
 #include "engine/forward.h"
 #include "engine/log.h"
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define MODEL_DIR SPECBED_MODELS_DIR "/smollm2-135m-instruct"
@@ -175,6 +176,19 @@ START_TEST(greedy_text_agrees_with_transformers)
 }
 END_TEST
 
+/* Pages of the file are given back as they are packed: the largest tensor, not the file, stands beside the
+ * weights. */
+START_TEST(loading_needs_little_more_than_the_weights)
+{
+    struct rusage used;
+    ck_assert_int_eq(getrusage(RUSAGE_SELF, &used), 0);
+    const double peak = (double)used.ru_maxrss / 1024, weights = (double)model.weight_bytes / 0x1p20;
+    printf("golden smollm2: %.0f MiB of weights, peak memory %.0f MiB\n", weights, peak);
+    ck_assert_double_ge(peak, weights);
+    ck_assert_double_le(peak, weights + 100);
+}
+END_TEST
+
 int main(void)
 {
     if (access(MODEL_DIR "/model.safetensors", R_OK) != 0) {
@@ -186,6 +200,7 @@ int main(void)
     TCase *tc = tcase_create("agree");
     tcase_add_checked_fixture(tc, open_all, close_all);
     tcase_set_timeout(tc, 600);
+    tcase_add_test(tc, loading_needs_little_more_than_the_weights);
     tcase_add_test(tc, logits_agree_with_transformers);
     tcase_add_test(tc, greedy_text_agrees_with_transformers);
     suite_add_tcase(s, tc);

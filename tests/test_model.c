@@ -320,54 +320,12 @@ START_TEST(a_directory_without_a_config_is_an_io_error)
 }
 END_TEST
 
-START_TEST(an_unknown_backend_or_instruction_set_lists_what_there_is)
-{
-    struct backend b = {.ops = NULL};
-    expect_error(backend_open(&b, "tpu", &(struct backend_opts){0}), ERR_CONFIG,
-                 "device 'tpu': expected one of: cpu");
-    expect_error(backend_open(&b, "cpu", &(struct backend_opts){.isa = "mmx"}), ERR_CONFIG,
-                 "instruction set 'mmx': this machine has: auto, ");
-    expect_error(backend_open(&b, "cpu", &(struct backend_opts){.threads = -1}), ERR_CONFIG, "found -1");
-    ck_assert_int_eq(backend_open(&b, "cpu", &(struct backend_opts){0}), 0);
-    ck_assert_int_ge(b.threads, 1);
-    backend_close(&b);
-    backend_close(&b);
-}
-END_TEST
-
-static int all_zero(const char *p, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        if (p[i])
-            return 0;
-    return 1;
-}
-
-START_TEST(allocations_are_zeroed_aligned_and_returned)
-{
-    const size_t sizes[] = {0, 1, 63, 64, 1000, (1 << 20) - 1, 1 << 20, 5 << 20};
-    void *p[8];
-    for (int i = 0; i < 8; i++) {
-        ck_assert_int_eq(be.ops->alloc(&be, sizes[i], &p[i]), 0);
-        ck_assert_uint_eq((uintptr_t)p[i] % 64, 0);
-        ck_assert_int_eq(all_zero(p[i], sizes[i]), 1);
-    }
-    for (int i = 0; i < 8; i += 2)
-        be.ops->release(&be, p[i]);
-    be.ops->release(&be, NULL);
-    ck_assert_uint_eq(be.allocated, 64 + 64 + (1 << 20) + (5 << 20));
-    expect_error(be.ops->alloc(&be, SIZE_MAX, &p[0]), ERR_MEMORY, "cannot allocate");
-    expect_error(be.ops->alloc(&be, SIZE_MAX / 2, &p[0]), ERR_MEMORY,
-                 "cannot allocate 9223372036854775807 bytes");
-}
-END_TEST
-
 int main(void)
 {
     Suite *s = suite_create("model");
     TCase *builds = tcase_create("builds"), *refuses = tcase_create("refuses"),
-          *random = tcase_create("random"), *backends = tcase_create("backends");
-    TCase *all[] = {builds, refuses, random, backends};
+          *random = tcase_create("random");
+    TCase *all[] = {builds, refuses, random};
     tcase_add_loop_test(builds, every_tensor_lands_where_the_network_wants_it, DTYPE_BF16, DTYPE_F32 + 1);
     tcase_add_test(builds, a_tied_head_is_the_embedding_and_costs_nothing);
     tcase_add_test(builds, weight_bytes_are_what_one_token_reads);
@@ -377,8 +335,6 @@ int main(void)
     tcase_add_test(refuses, a_directory_without_a_config_is_an_io_error);
     tcase_add_test(random, random_weights_are_a_function_of_the_seed);
     tcase_add_test(random, random_weights_have_the_variance_of_their_fan_in);
-    tcase_add_test(backends, an_unknown_backend_or_instruction_set_lists_what_there_is);
-    tcase_add_test(backends, allocations_are_zeroed_aligned_and_returned);
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         tcase_add_checked_fixture(all[i], setup, teardown);
         suite_add_tcase(s, all[i]);
