@@ -2,12 +2,14 @@
  * not bytes: labels and categories come from foreign files in any script. */
 #include "experiments/table.h"
 #include "engine/err.h"
+#include "engine/utf8.h"
+#include "experiments/display.h"
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { CELL_MAX = 256, WORD_MAX = 4096, GAP = 2, MIN_TEXT = 8, HEAD = -2, UNIT = -1 };
+enum { CELL_MAX = 256, GAP = 2, MIN_TEXT = 8, HEAD = -2, UNIT = -1 };
 
 void table_init(struct table *t, const struct table_column *columns, int n_columns)
 {
@@ -101,92 +103,6 @@ void table_interval(struct table *t, const char *key, struct stats_interval v)
         *x = (struct table_cell){NULL, v.value, v.lo, v.hi};
 }
 
-/* One code point at *s, advancing it; -1 for a byte that is not UTF-8 (overlong forms and surrogates
- * included). */
-static int32_t next_rune(const unsigned char **s)
-{
-    const unsigned char *p = *s;
-    int n = p[0] < 0x80                   ? 1
-            : p[0] >= 0xC2 && p[0] < 0xE0 ? 2
-            : (p[0] & 0xF0) == 0xE0       ? 3
-            : p[0] >= 0xF0 && p[0] < 0xF5 ? 4
-                                          : 0;
-    *s = p + 1;
-    if (n < 2)
-        return n ? p[0] : -1;
-    int32_t rune = p[0] & (0xFF >> (n + 1));
-    for (int i = 1; i < n; i++) {
-        if ((p[i] & 0xC0) != 0x80)
-            return -1;
-        rune = rune << 6 | (p[i] & 0x3F);
-    }
-    if ((n == 3 && rune < 0x800) || (n == 4 && (rune < 0x10000 || rune > 0x10FFFF)) ||
-        (rune >= 0xD800 && rune < 0xE000))
-        return -1;
-    *s = p + n;
-    return rune;
-}
-
-static int in_ranges(int32_t rune, const int32_t (*range)[2], size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        if (rune >= range[i][0] && rune <= range[i][1])
-            return 1;
-    return 0;
-}
-
-/* Terminal columns of a code point: 0 for marks that combine, 2 for East Asian wide characters and emoji
- * (Unicode UAX 11). */
-static int rune_width(int32_t rune)
-{
-    static const int32_t none[][2] = {
-        {0x300, 0x36F}, {0x200B, 0x200F}, {0x20D0, 0x20FF}, {0xFE00, 0xFE0F}, {0xFEFF, 0xFEFF}};
-    static const int32_t wide[][2] = {{0x1100, 0x115F},   {0x2E80, 0xA4CF},   {0xAC00, 0xD7A3},
-                                      {0xF900, 0xFAFF},   {0xFE30, 0xFE6F},   {0xFF00, 0xFF60},
-                                      {0xFFE0, 0xFFE6},   {0x1F300, 0x1F64F}, {0x1F680, 0x1F6FF},
-                                      {0x1F900, 0x1F9FF}, {0x20000, 0x3FFFD}};
-    if (in_ranges(rune, none, sizeof none / sizeof *none))
-        return 0;
-    return in_ranges(rune, wide, sizeof wide / sizeof *wide) ? 2 : 1;
-}
-
-static int is_control(int32_t rune)
-{
-    return rune < 0x20 || (rune >= 0x7F && rune < 0xA0) || (rune >= 0x2028 && rune <= 0x202E) ||
-           (rune >= 0x2066 && rune <= 0x2069);
-}
-
-int table_display_width(const char *utf8)
-{
-    int width = 0;
-    for (const unsigned char *s = (const unsigned char *)utf8; *s;) {
-        int32_t rune = next_rune(&s);
-        width += rune < 0 || is_control(rune) ? 1 : rune_width(rune);
-    }
-    return width;
-}
-
-/* Text as a terminal may see it, cut to `width` columns; returns the columns written. */
-static int put_text(const char *utf8, int width, FILE *out)
-{
-    int cut = table_display_width(utf8) > width, room = cut ? width - 1 : width, used = 0;
-    for (const unsigned char *s = (const unsigned char *)utf8; *s;) {
-        const unsigned char *from = s;
-        int32_t rune = next_rune(&s);
-        int bad = rune < 0 || is_control(rune), w = bad ? 1 : rune_width(rune);
-        if (used + w > room)
-            break;
-        if (bad)
-            fputc('?', out);
-        else
-            fwrite(from, 1, (size_t)(s - from), out);
-        used += w;
-    }
-    if (cut)
-        fputs("\u2026", out);
-    return cut ? used + 1 : used;
-}
-
 /* A cell as the text form shows it, of an interval the value alone. */
 static const char *show(const struct table_column *col, const struct table_cell *x, char *buf, size_t n)
 {
@@ -229,11 +145,11 @@ struct extent {
 static struct extent measure(const struct table *t, int c)
 {
     const struct table_column *col = &t->columns[c];
-    int head = table_display_width(col->head), unit = table_display_width(col->unit), value = 0, range = 0;
+    int head = display_width(col->head), unit = display_width(col->unit), value = 0, range = 0;
     for (int r = 0; r < t->n_rows; r++) {
         char buf[CELL_MAX];
         const struct table_cell *x = &t->cells[r * t->n_columns + c];
-        int v = table_display_width(show(col, x, buf, sizeof buf)), w = show_range(col, x, buf, sizeof buf);
+        int v = display_width(show(col, x, buf, sizeof buf)), w = show_range(col, x, buf, sizeof buf);
         value = v > value ? v : value;
         range = w > range ? w : range;
     }
@@ -282,11 +198,10 @@ static void put_line(const struct table *t, int row, const struct extent *e, FIL
             tail = show_range(col, x, range, sizeof range);
             room -= e[c].range;
         }
-        int w = table_display_width(s), pad = w < room ? room - w : 0,
-            left = col->kind == TABLE_TEXT ? 0 : pad;
+        int w = display_width(s), pad = w < room ? room - w : 0, left = col->kind == TABLE_TEXT ? 0 : pad;
         if (*s) {
             fprintf(out, "%*s", owed + left, "");
-            put_text(s, room, out);
+            display_put(s, room, out);
             fputs(range, out);
             owed = GAP + pad - left + (e[c].width - room - tail);
         } else {
@@ -368,18 +283,9 @@ int table_print_csv(const struct table *t, FILE *out)
 
 json_t *table_json_string(const char *bytes)
 {
-    size_t n = strlen(bytes), used = 0;
-    char *clean = malloc(3 * n + 1);
-    if (!clean)
-        return NULL;
-    for (const unsigned char *s = (const unsigned char *)bytes; *s;) {
-        const unsigned char *from = s;
-        int bad = next_rune(&s) < 0;
-        size_t len = bad ? 3 : (size_t)(s - from);
-        memcpy(clean + used, bad ? "\xEF\xBF\xBD" : (const char *)from, len);
-        used += len;
-    }
-    json_t *v = json_stringn(clean, used);
+    size_t n;
+    char *clean = utf8_clean(bytes, strlen(bytes), &n);
+    json_t *v = clean ? json_stringn(clean, n) : NULL;
     free(clean);
     return v;
 }
@@ -418,28 +324,4 @@ int table_json(const struct table *t, json_t **out)
     }
     *out = rows;
     return 0;
-}
-
-/* Words go out one by one; a word that does not fit starts a new line. */
-void table_print_wrapped(const char *utf8, int indent, int width, FILE *out)
-{
-    int used = 0;
-    for (const char *s = utf8; *s;) {
-        char word[WORD_MAX];
-        size_t n = strcspn(s, " "), take = n < sizeof word - 1 ? n : sizeof word - 1;
-        memcpy(word, s, take);
-        word[take] = 0;
-        int w = table_display_width(word);
-        if (used && used + 1 + w > width) {
-            fprintf(out, "\n%*s", indent, "");
-            used = indent;
-        } else if (used) {
-            fputc(' ', out);
-            used++;
-        }
-        used += put_text(word, w, out);
-        s += take < n ? take : n;
-        s += *s == ' ';
-    }
-    fputc('\n', out);
 }

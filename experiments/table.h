@@ -6,8 +6,6 @@
 #include <jansson.h>
 #include <stdio.h>
 
-enum { TABLE_WIDTH = 110 }; /* columns of a terminal that the text form keeps to */
-
 enum table_kind {
     TABLE_TEXT,
     TABLE_COUNT,   /* a whole number */
@@ -48,15 +46,12 @@ void table_text(struct table *t, const char *key, const char *text);
 void table_number(struct table *t, const char *key, double value);
 void table_interval(struct table *t, const char *key, struct stats_interval x);
 
-/* The columns of view `view` (a bit) that are not empty in all rows. Text columns shrink, an ellipsis for what is cut, until a line fits
- * `width`. Bytes that are not UTF-8 and control characters show as "?". ERR_MEMORY. */
+/* The columns of view `view` (a bit) that are not empty in all rows. Text columns shrink until a line fits `width`.
+ * ERR_MEMORY. */
 int table_print_text(const struct table *t, unsigned view, int width, FILE *out);
 int table_print_csv(const struct table *t, FILE *out); /* ERR_MEMORY */
 int table_json(const struct table *t, json_t **out);   /* an array of objects, the caller's. ERR_MEMORY */
 
-int table_display_width(const char *utf8); /* terminal columns */
-/* A paragraph, broken at spaces; lines after the first are indented. */
-void table_print_wrapped(const char *utf8, int indent, int width, FILE *out);
 /* jansson string of any bytes: what is not UTF-8 becomes U+FFFD. NULL: out of memory. */
 json_t *table_json_string(const char *bytes);
 #endif

@@ -1,5 +1,6 @@
 /* One table, three forms: text that lines up whatever the script, CSV by RFC 4180, JSON that parses back. */
 #include "experiments/table.h"
+#include "experiments/display.h"
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
@@ -42,15 +43,15 @@ static char *print(const struct table *t, enum form form, int width)
 
 START_TEST(width_counts_terminal_columns)
 {
-    ck_assert_int_eq(table_display_width(""), 0);
-    ck_assert_int_eq(table_display_width("abc"), 3);
-    ck_assert_int_eq(table_display_width("\u00dcber"), 4);
-    ck_assert_int_eq(table_display_width("e\u0301"), 1);          /* a combining accent */
-    ck_assert_int_eq(table_display_width("\u7ffb\u8bd1"), 4);     /* wide */
-    ck_assert_int_eq(table_display_width("\U0001F600"), 2);       /* emoji */
-    ck_assert_int_eq(table_display_width("a\xff\xc3"), 3);        /* not UTF-8: shown as ? */
-    ck_assert_int_eq(table_display_width("\xed\xa0\x80"), 3);     /* a surrogate */
-    ck_assert_int_eq(table_display_width("\xf0\x82\x82\xac"), 4); /* overlong */
+    ck_assert_int_eq(display_width(""), 0);
+    ck_assert_int_eq(display_width("abc"), 3);
+    ck_assert_int_eq(display_width("\u00dcber"), 4);
+    ck_assert_int_eq(display_width("e\u0301"), 1);          /* a combining accent */
+    ck_assert_int_eq(display_width("\u7ffb\u8bd1"), 4);     /* wide */
+    ck_assert_int_eq(display_width("\U0001F600"), 2);       /* emoji */
+    ck_assert_int_eq(display_width("a\xff\xc3"), 3);        /* not UTF-8: shown as ? */
+    ck_assert_int_eq(display_width("\xed\xa0\x80"), 3);     /* a surrogate */
+    ck_assert_int_eq(display_width("\xf0\x82\x82\xac"), 4); /* overlong */
 }
 END_TEST
 
@@ -66,8 +67,8 @@ START_TEST(lines_are_equally_wide_in_any_script)
     for (char *save, *line = strtok_r(out, "\n", &save); line; line = strtok_r(NULL, "\n", &save), lines++) {
         if (lines == 1)
             continue; /* the last column has no unit: the line ends earlier */
-        width = width ? width : table_display_width(line);
-        ck_assert_int_eq(table_display_width(line), width);
+        width = width ? width : display_width(line);
+        ck_assert_int_eq(display_width(line), width);
     }
     ck_assert_int_eq(lines, 7);
     free(out);
@@ -105,7 +106,7 @@ START_TEST(text_shrinks_to_the_width_and_shows_no_control_characters)
     ck_assert_ptr_nonnull(strstr(out, "?[31mred?line"));
     ck_assert_ptr_null(strchr(out, '\x1b'));
     for (char *save, *line = strtok_r(out, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
-        ck_assert_int_le(table_display_width(line), 50);
+        ck_assert_int_le(display_width(line), 50);
     free(out);
     table_deinit(&t);
 }
@@ -171,8 +172,8 @@ START_TEST(paragraphs_break_at_spaces)
     char *out = NULL;
     size_t n = 0;
     FILE *f = open_memstream(&out, &n);
-    table_print_wrapped("one two three four", 2, 10, f);
-    table_print_wrapped("awordthatislongerthantheline", 2, 10, f);
+    display_paragraph("one two three four", 2, 10, f);
+    display_paragraph("awordthatislongerthantheline", 2, 10, f);
     fclose(f);
     ck_assert_str_eq(out, "one two\n  three\n  four\nawordthatislongerthantheline\n");
     free(out);
