@@ -22,12 +22,12 @@ static float bytes_to_normal(uint32_t bits, float scale)
 }
 
 /* Values are a function of (seed, tensor, index): the same for any number of threads. out has room for n
- * rounded up to four, so that the loop has no edge and vectorises. */
+ * rounded up to four, so that the loop has no edge. */
 static void fill_normal(const struct weights *from, uint32_t tensor, bf16 *out, size_t n, float scale)
 {
     const uint64_t seed = from->seed;
     const int64_t groups = (int64_t)((n + 3) / 4);
-#pragma omp parallel for simd num_threads(from->threads) schedule(static)
+#pragma omp parallel for num_threads(from->threads) schedule(static)
     for (int64_t g = 0; g < groups; g++) {
         struct philox4 r = philox(seed, tensor, (uint32_t)(g >> 32), PHILOX_SYNTHETIC, (uint32_t)g);
         out[4 * g] = bf16_from_f32(bytes_to_normal(r.v[0], scale));
