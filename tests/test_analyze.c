@@ -134,17 +134,19 @@ START_TEST(only_requests_with_a_partner_count_for_the_speedup)
     toy_trace_init(&t, "toy.h5");
     toy_trace_arm(&t, "none", "none", "greedy", 0, 0);
     toy_trace_arm(&t, "ngram", "ngram", "greedy", 0, 0);
-    prompts(&t, 0, 3); /* the fast third alone has a partner */
+    prompts(&t, 0, 3);                           /* the fast third alone has a partner */
+    toy_trace_prompt(&t, "writing", PROMPTS, 0); /* and the first turn of one more */
     answers(&t, 0, 1, 10, 0);
+    toy_trace_prompt(&t, "writing", PROMPTS, 1);
     prompts(&t, 1, 3);
     prompts(&t, 2, 3);
     answers(&t, 1, 2, 12, 0);
     struct summary s = summarise(&t, SUMMARY_BY_NONE);
-    ck_assert_int_eq(s.rows[1].prompts, PROMPTS);
-    ck_assert_int_eq(s.rows[1].paired_prompts, PROMPTS / 3);
-    ck_assert_int_eq(s.rows[1].sums.compared, PROMPTS / 3 * TURNS);
+    ck_assert_int_eq(s.rows[1].prompts, PROMPTS + 1);
+    ck_assert_int_eq(s.rows[1].paired_prompts, PROMPTS / 3 + 1);
+    ck_assert_int_eq(s.rows[1].sums.compared, PROMPTS / 3 * TURNS + 1);
     ck_assert_double_eq_tol(s.rows[1].speedup.value, 20.0 / 12, 1e-12);
-    ck_assert(noted(&t, "16 of 48 requests have a partner in none"));
+    ck_assert(noted(&t, "17 of 50 requests have a partner in none"));
     summary_deinit(&s);
     trace_deinit(&t);
 }
