@@ -57,11 +57,12 @@ int conversation_answer(struct conversation *c, const struct tokenizer *t, int t
     return 0;
 }
 
-/* An answer is decoded and encoded again for the next turn. Mostly that gives the tokens that were generated,
- * but a token that is no text by itself becomes U+FFFD, which a byte-level tokenizer may spell with three. */
-static int64_t longest_text(int n_ids, int turns, int max_tokens)
+/* An answer is decoded and encoded again for the next turn, which may take a few tokens more or fewer than
+ * were generated. */
+static int64_t likely_length(int n_ids, int turns, int max_tokens)
 {
-    return n_ids + (int64_t)(3 * (turns - 1) + 1) * max_tokens;
+    int64_t earlier = (int64_t)(turns - 1) * max_tokens;
+    return n_ids + earlier + earlier / 8 + max_tokens;
 }
 
 int conversation_cap(const struct workload *w, const struct config *cfg, const struct chat *chat,
@@ -80,7 +81,7 @@ int conversation_cap(const struct workload *w, const struct config *cfg, const s
                 "prompt '%s' of '%s': %d tokens, and a context of %d tokens has no room for an answer; "
                 "raise model.max_context if the model allows more, or remove the prompt",
                 p->id, p->dataset, c.n_ids, context);
-        int64_t n = longest_text(c.n_ids, p->n_turns, cfg->workload.max_tokens);
+        int64_t n = likely_length(c.n_ids, p->n_turns, cfg->workload.max_tokens);
         most = n > most ? n : most;
     }
     conversation_deinit(&c);

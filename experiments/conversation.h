@@ -20,8 +20,8 @@ void conversation_deinit(struct conversation *c);
 int  conversation_encode(struct conversation *c, const struct chat *chat, const struct tokenizer *t, int turn);
 /* The answer of a turn as text: special tokens are left out. */
 int  conversation_answer(struct conversation *c, const struct tokenizer *t, int turn, const int *ids, int n);
-/* Most tokens that a text of this workload needs: prompt and answer, three tokens for each one of earlier answers. Never above `context`.
- * ERR_CONFIG names a prompt that does not fit it. */
+/* Tokens that the longest text of this workload needs, prompt and answer, by what is known before there are answers: one whose tokens are
+ * no text by themselves takes more in the next turn. Never above `context`. ERR_CONFIG names a prompt that does not fit it. */
 int  conversation_cap(const struct workload *w, const struct config *cfg, const struct chat *chat, const struct tokenizer *t,
                       int context, int *cap);
 #endif

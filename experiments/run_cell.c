@@ -14,6 +14,7 @@
 struct lane {
     struct conversation talk;
     int open, repeat, turn;
+    int ready;                     /* 1: a prompt is encoded and waits for its place */
     struct record_request *record; /* of the answer being generated; NULL: none is, or it is a warm-up */
 };
 
@@ -75,7 +76,7 @@ static int lane_advance(struct cell *c, struct lane *l, int *found)
         l->turn++;
         if (!l->open || l->turn == l->talk.prompt->n_turns) {
             l->open = c->next < c->talks;
-            *found = l->open;
+            *found = 0;
             if (!l->open)
                 return 0;
             conversation_begin(&l->talk, &c->work.prompts[c->next % c->work.n], &c->cfg);
@@ -83,8 +84,10 @@ static int lane_advance(struct cell *c, struct lane *l, int *found)
             l->turn = 0;
         }
         int64_t row = record_find(c->run->record, c->arm, lane_request(l));
-        if (row < 0)
+        if (row < 0) {
+            *found = 1;
             return conversation_encode(&l->talk, &with->chat, with->tokenizer, l->turn);
+        }
         TRY(recall_answer(c, l, row));
     }
 }
@@ -109,9 +112,10 @@ static int lane_submit(struct cell *c, struct lane *l)
     const char *id = l->talk.prompt->id;
     if (room < 1)
         FAIL(ERR_CONFIG,
-             "prompt '%s' of '%s', turn %d: %d tokens with the answers before it, and a text may have %d; "
-             "lower "
-             "workload.max_tokens, raise model.max_context if it is set, or remove the prompt",
+             "prompt '%s' of '%s', turn %d: %d tokens with the answers before it, and a context of %d tokens "
+             "has no room "
+             "for another; lower workload.max_tokens, raise model.max_context if it is set, or remove the "
+             "prompt",
              id, l->talk.prompt->dataset, l->turn, n, c->cap);
     struct spec_request r = {.prompt = l->talk.ids,
                              .n_prompt = n,
@@ -122,19 +126,34 @@ static int lane_submit(struct cell *c, struct lane *l)
     return 0;
 }
 
-/* Free slots get the next requests. */
+static int open_spec(struct cell *c);
+
+/* A place for every lane that has something to ask. A prompt that is longer than expected waits until the
+ * others are done, because the loop's memory is sized once: it is opened again, larger. */
 static int refill(struct cell *c)
 {
+    int context = run_model_context(&c->run->with, &c->cfg);
     for (int i = 0; i < c->cfg.workload.concurrency; i++) {
         struct lane *l = &c->lanes[i];
-        int found = 1;
         if (l->record)
             continue;
-        TRY(lane_advance(c, l, &found));
-        if (!found)
+        if (!l->ready)
+            TRY(lane_advance(c, l, &l->ready));
+        if (!l->ready)
             continue;
+        int64_t need = (int64_t)l->talk.n_ids + c->cfg.workload.max_tokens;
+        if (c->cap < context && need > c->cap) {
+            if (spec_active(c->spec) > 0)
+                return 0;
+            spec_close(c->spec);
+            c->spec = NULL;
+            need = need > 2 * (int64_t)c->cap ? need : 2 * (int64_t)c->cap;
+            c->cap = need < context ? (int)need : context;
+            TRY(open_spec(c));
+        }
         TRY(lane_record(c, l));
         TRY(lane_submit(c, l));
+        l->ready = 0;
     }
     return 0;
 }

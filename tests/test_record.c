@@ -834,7 +834,7 @@ int main(void)
 {
     Suite *s = suite_create("record");
     TCase *tc = tcase_create("record");
-    tcase_set_timeout(tc, 60);
+    tcase_set_timeout(tc, 300);
     tcase_add_checked_fixture(tc, make_folder, remove_folder);
     tcase_add_test(tc, every_field_of_every_table_survives_the_round_trip);
     tcase_add_test(tc, every_attribute_survives_the_round_trip);

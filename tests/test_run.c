@@ -158,6 +158,24 @@ START_TEST(a_second_turn_holds_the_first_answer)
 }
 END_TEST
 
+START_TEST(a_conversation_that_grows_beyond_the_estimate_gets_the_room)
+{
+    struct trace one = run_and_read("one.h5", "workload.max_tokens=120 workload.ignore_eos=true");
+    struct trace three =
+        run_and_read("three.h5", "workload.max_tokens=120 workload.ignore_eos=true workload.concurrency=3");
+    int64_t longest = 0;
+    for (int64_t i = 0; i < one.n_requests; i++) {
+        ck_assert_int_eq(one.requests[i].tokens, 120);
+        longest = one.requests[i].prompt_tokens > longest ? one.requests[i].prompt_tokens : longest;
+    }
+    /* 120 tokens of an answer became more than three times as many: the test has its case */
+    ck_assert_int_gt(longest, 400);
+    same_answers(&one, 0, &three, 0);
+    trace_deinit(&one);
+    trace_deinit(&three);
+}
+END_TEST
+
 START_TEST(repeats_draw_their_own_random_numbers)
 {
     struct trace t = run_and_read(
@@ -343,10 +361,12 @@ int main(void)
 {
     Suite *s = suite_create("run");
     TCase *tc = tcase_create("run");
+    tcase_set_timeout(tc, 300);
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, a_sweep_runs_every_cell_and_drafting_changes_no_answer);
     tcase_add_test(tc, concurrency_changes_no_answer);
     tcase_add_test(tc, a_second_turn_holds_the_first_answer);
+    tcase_add_test(tc, a_conversation_that_grows_beyond_the_estimate_gets_the_room);
     tcase_add_test(tc, repeats_draw_their_own_random_numbers);
     tcase_add_test(tc, the_oracle_replays_a_file);
     tcase_add_test(tc, a_reference_of_another_model_is_refused);
