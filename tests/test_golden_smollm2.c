@@ -197,13 +197,16 @@ int main(void)
         return 77;
     }
     Suite *s = suite_create("golden_smollm2");
-    TCase *tc = tcase_create("agree");
-    tcase_add_checked_fixture(tc, open_all, close_all);
-    tcase_set_timeout(tc, 600);
-    tcase_add_test(tc, loading_needs_little_more_than_the_weights);
-    tcase_add_test(tc, logits_agree_with_transformers);
-    tcase_add_test(tc, greedy_text_agrees_with_transformers);
-    suite_add_tcase(s, tc);
+    TCase *memory = tcase_create("memory"), *agree = tcase_create("agree");
+    tcase_add_checked_fixture(memory, open_all, close_all);
+    tcase_add_checked_fixture(agree, open_all, close_all);
+    tcase_set_timeout(memory, 100);
+    tcase_set_timeout(agree, 600);
+    tcase_add_test(memory, loading_needs_little_more_than_the_weights);
+    tcase_add_test(agree, logits_agree_with_transformers);
+    tcase_add_test(agree, greedy_text_agrees_with_transformers);
+    suite_add_tcase(s, memory);
+    suite_add_tcase(s, agree);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);
     int failures = srunner_ntests_failed(r);
