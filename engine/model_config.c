@@ -67,14 +67,23 @@ static int check_architecture(struct model_config *c, const json_t *o, const cha
     return 0;
 }
 
+static int check_rotary(const json_t *o, const char *what)
+{
+    const double whole = 1;
+    double share = 1;
+    TRY(json_get_double(o, "partial_rotary_factor", what, &whole, &share));
+    if (share != 1)
+        FAIL(ERR_LIMIT, "%s: 'partial_rotary_factor' %g is not computed; this program rotates whole heads",
+             what, share);
+    return 0;
+}
+
 /* Switches of LlamaConfig whose other position is another network. */
 static int check_computed(const json_t *o, const char *what)
 {
     static const char *const biases[] = {"attention_bias", "mlp_bias"};
     const int no = 0;
-    const double whole = 1;
     const char *act = NULL;
-    double rotary = 1;
     TRY(json_get_string(o, "hidden_act", what, "silu", &act));
     if (strcmp(act, "silu") != 0)
         FAIL(ERR_LIMIT, "%s: 'hidden_act' '%.80s' is not computed; this program computes silu", what, act);
@@ -85,10 +94,7 @@ static int check_computed(const json_t *o, const char *what)
             FAIL(ERR_LIMIT, "%s: '%s' true is not computed; this program computes layers without bias", what,
                  biases[i]);
     }
-    TRY(json_get_double(o, "partial_rotary_factor", what, &whole, &rotary));
-    if (rotary != 1)
-        FAIL(ERR_LIMIT, "%s: 'partial_rotary_factor' %g is not computed; this program rotates whole heads",
-             what, rotary);
+    TRY(check_rotary(o, what));
     const json_t *quant = json_object_get(o, "quantization_config");
     if (quant && !json_is_null(quant))
         FAIL(ERR_LIMIT,
@@ -160,17 +166,13 @@ static int read_rope(struct model_config *c, const json_t *o, const char *what)
 {
     const json_t *rope = NULL;
     const char *type = NULL;
-    const double whole = 1;
-    double theta = 10000, rotary = 1;
+    double theta = 10000;
     TRY(json_get_double(o, "rope_theta", what, &theta, &theta));
     TRY(find_rope(o, what, &rope));
     if (!rope)
         return get_range(o, "rope_theta", what, 1, 1e12, &theta, &c->rope_theta);
     TRY(get_range(rope, "rope_theta", what, 1, 1e12, &theta, &c->rope_theta));
-    TRY(json_get_double(rope, "partial_rotary_factor", what, &whole, &rotary));
-    if (rotary != 1)
-        FAIL(ERR_LIMIT, "%s: 'partial_rotary_factor' %g is not computed; this program rotates whole heads",
-             what, rotary);
+    TRY(check_rotary(rope, what));
     TRY(json_get_string(rope, "type", what, "default", &type));
     TRY(json_get_string(rope, "rope_type", what, type, &type));
     if (strcmp(type, "default") == 0)
