@@ -98,7 +98,7 @@ static int choose_relaxed(const struct accept_args *a, int node, int position, i
         if (a->tree->nodes[c].parent != node)
             continue;
         int rank = logits_rank(row, a->vocab, t);
-        if (rank < best_rank && (rank == 1 || exp((double)row[t] - st->lse) >= least)) {
+        if (rank < best_rank && exp((double)row[t] - st->lse) >= least) {
             best = c;
             best_rank = rank;
         }

@@ -78,7 +78,8 @@ int  spec_free_slots(const struct spec *s);
 int  spec_active(const struct spec *s);
 /* Take a request into a free slot and prefill its prompt. ERR_LIMIT: the prompt, or prompt + max_tokens, exceeds cap. */
 int  spec_submit(struct spec *s, const struct spec_request *r);
-/* One step of all active sequences. After an error only spec_abort or spec_close make sense. records [n_records <= slots] and finished [n_finished] are lent until the next call. */
+/* One step of all active sequences. records [n_records <= slots] and finished [n_finished] are lent until the next call. After
+ * an error the sequences are undefined: spec_abort or spec_close. */
 struct spec_step {
     const struct step_record *records;
     int n_records;
