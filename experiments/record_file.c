@@ -22,9 +22,17 @@ struct record_file {
     int failed; /* a write failed and was reported: closing has nothing to add */
 };
 
+/* A failed system call comes wrapped in a line of its arguments: only what the system said is for people. */
 static herr_t take_innermost(unsigned n, const H5E_error2_t *e, void *text)
 {
-    if (n == 0)
+    static const char mark[] = "error message = '";
+    if (n > 0)
+        return 0;
+    const char *system = e->desc ? strstr(e->desc, mark) : NULL;
+    if (system)
+        snprintf(text, REASON_MAX, "%.*s", (int)strcspn(system + sizeof mark - 1, "'"),
+                 system + sizeof mark - 1);
+    else
         snprintf(text, REASON_MAX, "%s", e->desc && *e->desc ? e->desc : "no reason given");
     return 0;
 }
@@ -81,6 +89,14 @@ static hid_t table_type(const struct table *t, int in_file)
     return type;
 }
 
+/* Before any other call. Every file is closed by hand; after a failed write HDF5's own clean-up at exit would
+ * crash. */
+static void start_library(void)
+{
+    H5dont_atexit();
+    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+}
+
 static int new_file(struct record_file **out, const char *path)
 {
     struct record_file *f = calloc(1, sizeof *f);
@@ -90,7 +106,7 @@ static int new_file(struct record_file **out, const char *path)
         free(copy);
         FAIL(ERR_MEMORY, "%s: out of memory while opening", path);
     }
-    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+    start_library();
     f->path = copy;
     f->id = -1;
     for (int t = 0; t < RECORD_TABLES; t++)
@@ -107,7 +123,8 @@ int record_file_close(struct record_file *f)
         return 0;
     for (int t = 0; t < RECORD_TABLES; t++)
         H5Tclose(f->row_type[t]);
-    if (f->id >= 0 && H5Fclose(f->id) < 0 && !f->failed)
+    /* HDF5 is in no state to close a file that it failed to write: left open, it ends with the process. */
+    if (f->id >= 0 && !f->failed && H5Fclose(f->id) < 0)
         rc = ERR_SET(ERR_IO, "%s: cannot finish writing: %s", f->path, reason(why));
     free(f->path);
     free(f);
@@ -484,6 +501,7 @@ int record_file_copy(const char *from, const char *to, const struct trace_meta *
 void record_file_library(char *buf, size_t n)
 {
     unsigned major = 0, minor = 0, release = 0;
+    start_library();
     H5get_libversion(&major, &minor, &release);
     snprintf(buf, n, "hdf5 %u.%u.%u", major, minor, release);
 }

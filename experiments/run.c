@@ -141,15 +141,19 @@ int run_experiment(const struct run_opts *opts)
 {
     struct run r = {.opts = opts, .started = clock_ns(), .stop = &stop_requests};
     struct sigaction stop = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, old_int, old_term;
+    struct sigaction ignore = {.sa_handler = SIG_IGN},
+                     old_size; /* a file size limit becomes an error of write */
     stop_requests = 0;
     progress_init(&r.progress, opts->no_progress);
     sigaction(SIGINT, &stop, &old_int);
     sigaction(SIGTERM, &stop, &old_term);
+    sigaction(SIGXFSZ, &ignore, &old_size);
     int rc = config_load(&r.cfg, opts->config, opts->sets, opts->n_sets);
     if (!rc)
         rc = run_all(&r);
     sigaction(SIGINT, &old_int, NULL);
     sigaction(SIGTERM, &old_term, NULL);
+    sigaction(SIGXFSZ, &old_size, NULL);
     run_model_close(&r.with);
     config_deinit(&r.cfg);
     free(r.path);

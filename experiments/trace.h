@@ -1,5 +1,5 @@
-/* trace: the rows of a result file, as C structs. record.c alone knows how they lie in HDF5; writers and readers share
- * this. Names of fields are the names in the file; units and descriptions stand in the table in record.c. */
+/* trace: the rows of a result file, as C structs. record_file.c alone knows how they lie in HDF5; writers and readers share
+ * this. Names of fields are the names in the file; units and descriptions stand in the tables in record_fields.c. */
 #ifndef EXPERIMENTS_TRACE_H
 #define EXPERIMENTS_TRACE_H
 #include <stdint.h>

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -240,6 +241,26 @@ START_TEST(two_programs_do_not_write_one_file)
 }
 END_TEST
 
+START_TEST(a_file_that_may_not_grow_is_an_error_and_resumes_later)
+{
+    char expected[100];
+    struct rlimit limit = {300000, 300000}, old;
+    snprintf(expected, sizeof expected, "%s/expected.h5", toy.path);
+    run_undisturbed(expected, "workload.max_tokens=400");
+    ck_assert_int_eq(getrlimit(RLIMIT_FSIZE, &old), 0);
+    limit.rlim_max = old.rlim_max;
+    ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    pid_t pid = start(toy.out, "workload.max_tokens=400", NULL);
+    ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &old), 0);
+    ck_assert_int_eq(wait_for(pid), 1);
+    ck_assert(log_says("File too large") && log_says("stays readable") && log_says("--resume"));
+    ck_assert_int_ge(requests_in(toy.out), 1);
+    ck_assert_int_lt(requests_in(toy.out), 2 * TOY_DIR_REQUESTS);
+    ck_assert_int_eq(wait_for(start(toy.out, "workload.max_tokens=400", "--resume")), 0);
+    same_content(toy.out, expected);
+}
+END_TEST
+
 START_TEST(exit_codes_tell_usage_from_failure)
 {
     ck_assert_int_eq(wait_for(start(toy.out, "workload.max_tokens=4", NULL)), 0);
@@ -266,6 +287,7 @@ int main(void)
     tcase_add_test(tc, an_interrupt_finishes_active_requests_and_says_how_to_go_on);
     tcase_add_test(tc, a_second_interrupt_drops_active_requests);
     tcase_add_test(tc, two_programs_do_not_write_one_file);
+    tcase_add_test(tc, a_file_that_may_not_grow_is_an_error_and_resumes_later);
     tcase_add_test(tc, exit_codes_tell_usage_from_failure);
     suite_add_tcase(s, tc);
     SRunner *runner = srunner_create(s);
