@@ -8,13 +8,31 @@
 
 enum { BINS = 1 << 11 };
 
-/* Larger logit, larger key; -0 equals +0; NaN comes last. */
+/* Larger logit, larger key; -0 equals +0; NaN comes last. Branch-free: signs of logits are as good as random.
+ */
 static uint32_t order_key(float x)
 {
     uint32_t u;
     x += 0.0f;
     memcpy(&u, &x, sizeof u);
-    return x != x ? 0 : u & 0x80000000u ? ~u : u | 0x80000000u;
+    u ^= (0u - (u >> 31)) | 0x80000000u;
+    return x == x ? u : 0;
+}
+
+/* work [i] holds the key of id [i] during a selection. */
+static uint32_t key_at(const struct sample_dist *d, int i)
+{
+    uint32_t key;
+    memcpy(&key, &d->work[i], sizeof key);
+    return key;
+}
+
+static void set_keys(struct sample_dist *d, const float *logits)
+{
+    for (int i = 0; i < d->n; i++) {
+        uint32_t key = order_key(logits[d->id[i]]);
+        memcpy(&d->work[i], &key, sizeof key);
+    }
 }
 
 /* Sum in 8 lanes by index modulo 8: no long chain of additions. */
@@ -37,26 +55,26 @@ struct cut {
 };
 
 /* Histogram of the weights of ids whose upper bits (key >> shift + bits) are `prefix`; w NULL: 1 each. */
-static void histogram(const struct sample_dist *d, const float *logits, const float *w, uint32_t prefix,
-                      int shift, int bits, double *bin)
+static void histogram(const struct sample_dist *d, const float *w, uint32_t prefix, int shift, int bits,
+                      double *bin)
 {
     memset(bin, 0, sizeof *bin << bits);
     for (int i = 0; i < d->n; i++) {
-        uint32_t key = order_key(logits[d->id[i]]);
+        uint32_t key = key_at(d, i);
         if ((uint64_t)key >> (shift + bits) == prefix)
             bin[key >> shift & ((1u << bits) - 1)] += w ? w[i] : 1.0;
     }
 }
 
 /* Whatever rounding does to the sums, some bin is taken: at worst the lowest that holds any weight. */
-static struct cut find_cut(const struct sample_dist *d, const float *logits, const float *w, double target)
+static struct cut find_cut(const struct sample_dist *d, const float *w, double target)
 {
     static const int shifts[3] = {21, 10, 0}, widths[3] = {11, 11, 10};
     double bin[BINS], above = 0;
     uint32_t prefix = 0;
     for (int level = 0; level < 3; level++) {
         int pick = -1;
-        histogram(d, logits, w, prefix, shifts[level], widths[level], bin);
+        histogram(d, w, prefix, shifts[level], widths[level], bin);
         for (int b = (1 << widths[level]) - 1; b >= 0; b--) {
             if (!(bin[b] > 0))
                 continue;
@@ -70,7 +88,7 @@ static struct cut find_cut(const struct sample_dist *d, const float *logits, con
     }
     struct cut cut = {prefix, 0};
     for (int i = 0; i < d->n && above < target; i++)
-        if (order_key(logits[d->id[i]]) == prefix) {
+        if (key_at(d, i) == prefix) {
             above += w ? w[i] : 1.0;
             cut.equal++;
         }
@@ -80,10 +98,11 @@ static struct cut find_cut(const struct sample_dist *d, const float *logits, con
 /* Drop the ids behind the cut; prob moves along where it is set. */
 static void keep_prefix(struct sample_dist *d, const float *logits, const float *w, double target)
 {
-    struct cut cut = find_cut(d, logits, w, target);
+    set_keys(d, logits);
+    struct cut cut = find_cut(d, w, target);
     int n = 0;
     for (int i = 0; i < d->n; i++) {
-        uint32_t key = order_key(logits[d->id[i]]);
+        uint32_t key = key_at(d, i);
         if (key < cut.key || (key == cut.key && cut.equal-- <= 0))
             continue;
         d->id[n] = d->id[i];
@@ -142,8 +161,9 @@ void sample_dist_from_logits(struct sample_dist *d, const float *logits, int voc
         d->prob[0] = 1.0f;
         return;
     }
+    double scale = 1 / sum;
     for (int i = 0; i < d->n; i++)
-        d->prob[i] = (float)(d->prob[i] / sum);
+        d->prob[i] = (float)(d->prob[i] * scale);
 }
 
 float sample_dist_prob(const struct sample_dist *d, int v)

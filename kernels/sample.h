@@ -18,16 +18,17 @@ struct sample_key {
     uint32_t request, position;
 };
 
-/* The distribution of one row: kept ids ascending with their probabilities. Arrays [vocab], the caller's; after a top-k, top-p or min-p
- * n is the number kept, else vocab. sum of prob = 1 up to rounding. */
+/* The distribution of one row: kept ids ascending with their probabilities. Arrays [vocab], the caller's; after a
+ * top-k, top-p or min-p n is the number kept, else vocab. sum of prob = 1 up to rounding. */
 struct sample_dist {
     int n;
     int *id;
     float *prob;
-    float *work; /* [2 * vocab] scratch */
+    float *work; /* [vocab] or more, scratch of sample_dist_from_logits */
 };
 
-/* lse is not needed; max is the row's largest logit (logit_stats). */
+/* max is the row's largest logit (logit_stats). A logit of NaN has probability 0; a row without any probability at all
+ * (nothing but NaN and infinities) gives id 0 alone. */
 void sample_dist_from_logits(struct sample_dist *d, const float *logits, int vocab, float max, const struct sample_filter *f);
 /* p(v), 0 when v was filtered out: binary search. */
 float sample_dist_prob(const struct sample_dist *d, int v);
