@@ -157,10 +157,11 @@ static int append_missing(struct record *r, struct record_file *f)
     return 0;
 }
 
-/* The hidden file was published one round ago: a reader may still hold it, then it is left to him. */
+/* The hidden file was at path one round ago. A reader may still hold it, or come between the question and our
+ * opening it: then it is left to him. */
 static int open_hidden(struct record *r, struct record_file **f)
 {
-    if (record_file_open(f, r->swap.next, FILE_APPEND) == 0)
+    if (!record_swap_is_read(&r->swap) && record_file_open(f, r->swap.next, FILE_APPEND) == 0)
         return 0;
     TRY(record_swap_copy(&r->swap));
     memcpy(r->in_next, r->in_path, sizeof r->in_next);

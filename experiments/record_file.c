@@ -45,6 +45,17 @@ static const char *reason(char text[REASON_MAX])
     return text;
 }
 
+/* Locks where the file system has them, so that writers notice readers; on others HDF5 would refuse to open
+ * anything. */
+static hid_t file_access(void)
+{
+    hid_t plist = H5Pcreate(H5P_FILE_ACCESS);
+#if H5_VERSION_GE(1, 10, 7)
+    H5Pset_file_locking(plist, 1, 1);
+#endif
+    return plist;
+}
+
 static hid_t kind_type(enum field_kind kind, int in_file)
 {
     hid_t text;
@@ -210,10 +221,11 @@ int record_file_create(struct record_file **out, const char *path, const struct 
     struct record_file *f = NULL;
     char why[REASON_MAX];
     TRY(new_file(&f, path));
-    hid_t plist = H5Pcreate(H5P_FILE_CREATE);
+    hid_t plist = H5Pcreate(H5P_FILE_CREATE), access = file_access();
     H5Pset_obj_track_times(plist, 0);
-    f->id = H5Fcreate(path, H5F_ACC_TRUNC, plist, H5P_DEFAULT);
+    f->id = H5Fcreate(path, H5F_ACC_TRUNC, plist, access);
     int rc = f->id < 0 ? ERR_SET(ERR_IO, "%s: cannot create: %s", path, reason(why)) : 0;
+    H5Pclose(access);
     H5Pclose(plist);
     if (!rc)
         rc = write_meta(f, meta);
@@ -337,11 +349,13 @@ int record_file_open(struct record_file **out, const char *path, enum file_mode 
     struct record_file *f = NULL;
     char why[REASON_MAX];
     int rc;
+    hid_t access = -1;
     TRY(new_file(&f, path));
     rc = check_file(path);
     if (rc)
         goto out;
-    f->id = H5Fopen(path, mode == FILE_READ ? H5F_ACC_RDONLY : H5F_ACC_RDWR, H5P_DEFAULT);
+    access = file_access();
+    f->id = H5Fopen(path, mode == FILE_READ ? H5F_ACC_RDONLY : H5F_ACC_RDWR, access);
     if (f->id < 0) {
         rc = ERR_SET(ERR_FORMAT, "%s: HDF5 cannot open it: %s", path, reason(why));
         goto out;
@@ -350,6 +364,8 @@ int record_file_open(struct record_file **out, const char *path, enum file_mode 
     for (int t = 0; !rc && t < RECORD_TABLES; t++)
         rc = check_table(f, (enum record_table)t);
 out:
+    if (access >= 0)
+        H5Pclose(access);
     if (rc)
         record_file_close(f);
     else

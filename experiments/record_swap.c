@@ -2,6 +2,7 @@
  * instead, which costs as many bytes as the file has, for every finished request. */
 #include "experiments/record_swap.h"
 #include "engine/err.h"
+#include "engine/log.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -38,6 +39,11 @@ static int take_lock(struct record_swap *s)
         if (s->fd < 0)
             FAIL(ERR_IO, "%s: cannot create: %s", s->lock, strerror(errno));
         if (flock(s->fd, LOCK_EX | LOCK_NB)) {
+            if (errno == ENOSYS || errno == EOPNOTSUPP || errno == ENOLCK) {
+                log_warn("record: %s: this file system has no locks: nothing keeps a second writer out",
+                         s->lock);
+                break;
+            }
             int rc = errno == EWOULDBLOCK ? report_holder(s)
                                           : ERR_SET(ERR_IO, "%s: cannot lock: %s", s->lock, strerror(errno));
             close(s->fd);
@@ -102,6 +108,15 @@ static int copy_bytes(int from, int to, const struct record_swap *s)
     }
     free(buf);
     return rc;
+}
+
+int record_swap_is_read(const struct record_swap *s)
+{
+    int fd = open(s->next, O_RDONLY | O_CLOEXEC);
+    int busy = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
+    if (fd >= 0)
+        close(fd);
+    return busy;
 }
 
 int record_swap_copy(struct record_swap *s)

@@ -17,6 +17,8 @@ void record_swap_close(struct record_swap *s);
 int  record_swap_publish(struct record_swap *s, int *exchanged);
 /* Put `next` at path for good. */
 int  record_swap_finish(struct record_swap *s);
+/* 1: a reader opened `next` when it was at path, and has it still (HDF5 locks what it reads). */
+int  record_swap_is_read(const struct record_swap *s);
 /* Replace `next` by a copy of the file at path. */
 int  record_swap_copy(struct record_swap *s);
 #endif

@@ -73,8 +73,7 @@ static int lane_advance(struct cell *c, struct lane *l, int *found)
 {
     const struct run_model *with = &c->run->with;
     for (;;) {
-        l->turn++;
-        if (!l->open || l->turn == l->talk.prompt->n_turns) {
+        if (!l->open || ++l->turn == l->talk.prompt->n_turns) {
             l->open = c->next < c->talks;
             *found = 0;
             if (!l->open)
@@ -113,9 +112,8 @@ static int lane_submit(struct cell *c, struct lane *l)
     if (room < 1)
         FAIL(ERR_CONFIG,
              "prompt '%s' of '%s', turn %d: %d tokens with the answers before it, and a context of %d tokens "
-             "has no room "
-             "for another; lower workload.max_tokens, raise model.max_context if it is set, or remove the "
-             "prompt",
+             "has no room for another; lower workload.max_tokens, raise model.max_context if it is set, or "
+             "remove the prompt",
              id, l->talk.prompt->dataset, l->turn, n, c->cap);
     struct spec_request r = {.prompt = l->talk.ids,
                              .n_prompt = n,

@@ -11,10 +11,12 @@ struct run_model {
     struct model model;
     struct tokenizer *tokenizer;
     struct chat chat;
+    size_t loaded;              /* bytes on the device when it was opened */
     char *key;                  /* the configuration it was opened for; NULL: closed */
 };
 
-/* Opens what cfg names, unless that is what is open already. */
+/* Opens what cfg names, unless that is what is open already. No loop may be open: memory of the cells before is given back by opening the
+ * device again, once it is more than 1 GiB. */
 int  run_model_open(struct run_model *m, const struct config *cfg);
 void run_model_close(struct run_model *m); /* a zeroed struct is fine */
 /* Most tokens of one text: the model's positions, or model.max_context if that is less. */
