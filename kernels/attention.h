@@ -65,9 +65,10 @@ void rope_table(const struct rows *rows, const float *inv_freq, int head_dim, fl
 /* y[r, h, :] = sum_p softmax_p(scale * q[r, h] . k[p, g]) v[p, g], p = 0..pos[r], g = h / (heads / kv_heads)
  * shapes   qkv as above (q read, row stride (heads + 2 kv_heads) * head_dim); y f32 [rows, heads * head_dim]
  *          scratch f32 [threads][attention_scratch(...)]
- * needs    head_dim % 16 == 0
+ * needs    head_dim % 16 == 0; cells that a row does not see may hold anything, NaN included
  * math     f32; scores sum over head_dim ascending; the maximum is exact; exponentials are summed in 16 lanes by
- *          position modulo 16, lanes added pairwise; values are added by ascending position. Nothing depends on other rows, on cells or on committed. */
+ *          position modulo 16, lanes added pairwise; values are added by ascending position. Nothing depends on other
+ *          rows, on cells or on what is committed. */
 struct attention {
     const struct rows *rows;
     const float *qkv;

@@ -113,17 +113,30 @@ static void keep_prefix(struct sample_dist *d, const float *logits, const float 
     d->n = n;
 }
 
-/* prob = exp((logit - max) / temperature); 0 where that is NaN. */
-static void weigh(struct sample_dist *d, const float *logits, float max, float temperature)
+/* Logits of n <= 16 kept ids, `fill` behind them. As ids ascend, 16 in a row are seen by their ends. */
+static struct v16 gather(const float *logits, const int *id, int n, float fill)
 {
     float t[16];
+    if (n == 16 && id[15] - id[0] == 15)
+        return v16_load(logits + id[0]);
+    for (int j = 0; j < 16; j++)
+        t[j] = j < n ? logits[id[j]] : fill;
+    return v16_load(t);
+}
+
+/* prob = exp((logit - max) / temperature); 0 where that is NaN, as the maximum of NaN and 0 is taken to be 0.
+ */
+static void weigh(struct sample_dist *d, const float *logits, float max, float temperature)
+{
     for (int i = 0; i < d->n; i += 16) {
         int n = d->n - i < 16 ? d->n - i : 16;
-        for (int j = 0; j < 16; j++)
-            t[j] = j < n ? (logits[d->id[i + j]] - max) / temperature : 0.0f;
-        v16_store(t, v16_exp(v16_load(t)));
-        for (int j = 0; j < n; j++)
-            d->prob[i + j] = t[j] >= 0 ? t[j] : 0.0f;
+        struct v16 x = gather(logits, d->id + i, n, max);
+        V16_EACH x.r[i_] = (x.r[i_] - max) / temperature;
+        x = v16_max(v16_exp(x), v16_set1(0.0f));
+        if (n == 16)
+            v16_store(d->prob + i, x);
+        else
+            memcpy(d->prob + i, &x, (size_t)n * sizeof *d->prob);
     }
 }
 
