@@ -314,14 +314,14 @@ static int check_fields(const struct record_file *f, const struct table *t, hid_
 
 /* Deflate packs at most 1032 to 1, so a data set that claims more rows than its bytes can hold is not
  * believed. */
-static int check_rows(struct record_file *f, enum record_table t, hid_t set, hid_t space)
+static int check_rows(struct record_file *f, enum record_table t, hid_t set, hid_t space, hid_t type)
 {
     const struct table *table = &record_tables[t];
     hssize_t n = H5Sget_simple_extent_npoints(space);
     if (H5Sget_simple_extent_ndims(space) != 1 || n < 0)
         FAIL(ERR_FORMAT, "%s: /%s: expected a list of rows, found another shape", f->path, table->name);
     hsize_t stored = H5Dget_storage_size(set);
-    if ((hsize_t)n / 1100 > stored)
+    if ((hsize_t)n > (1032 * stored + CHUNK_COMPACT) / H5Tget_size(type))
         FAIL(ERR_FORMAT, "%s: /%s: claims %lld rows, but only %llu bytes are stored", f->path, table->name,
              (long long)n, (unsigned long long)stored);
     f->rows[t] = n;
@@ -337,7 +337,7 @@ static int check_table(struct record_file *f, enum record_table t)
     hid_t type = H5Dget_type(set), space = H5Dget_space(set);
     int rc = check_fields(f, &record_tables[t], type);
     if (!rc)
-        rc = check_rows(f, t, set, space);
+        rc = check_rows(f, t, set, space, type);
     H5Sclose(space);
     H5Tclose(type);
     H5Dclose(set);

@@ -5,6 +5,7 @@
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <hdf5.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -821,6 +822,37 @@ START_TEST(every_planted_wrong_number_is_found)
 }
 END_TEST
 
+START_TEST(rows_that_were_never_stored_are_not_believed)
+{
+    struct trace t;
+    hsize_t rows = (hsize_t)1 << 40;
+    write_file(1);
+    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT), set = H5Dopen2(file, "/steps", H5P_DEFAULT);
+    ck_assert_int_ge(H5Dset_extent(set, &rows), 0);
+    H5Dclose(set);
+    H5Fclose(file);
+    ck_fails(trace_read(&t, path, 0), ERR_FORMAT, path, "/steps", "1099511627776 rows");
+}
+END_TEST
+
+START_TEST(an_hdf5_file_of_someone_else_is_refused)
+{
+    struct trace t;
+    H5Fclose(H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT));
+    ck_fails(trace_read(&t, path, 0), ERR_FORMAT, path, "'schema'");
+    write_file(1);
+    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+    ck_assert_int_ge(H5Ldelete(file, "/nodes", H5P_DEFAULT), 0);
+    H5Fclose(file);
+    ck_fails(trace_read(&t, path, 0), ERR_FORMAT, path, "/nodes");
+    write_file(1);
+    file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+    ck_assert_int_ge(H5Adelete(file, "device"), 0);
+    H5Fclose(file);
+    ck_fails(trace_read(&t, path, 0), ERR_FORMAT, path, "'device'");
+}
+END_TEST
+
 START_TEST(the_hash_is_fnv_1a_of_little_endian_ids)
 {
     /* FNV-1a 64 of no bytes is the offset basis; of the four bytes "foob" from the authors' test vectors */
@@ -858,6 +890,8 @@ int main(void)
     tcase_add_test(tc, files_that_are_no_results_are_refused_in_words);
     tcase_add_test(tc, a_truncated_file_is_an_error_and_no_crash);
     tcase_add_test(tc, every_planted_wrong_number_is_found);
+    tcase_add_test(tc, rows_that_were_never_stored_are_not_believed);
+    tcase_add_test(tc, an_hdf5_file_of_someone_else_is_refused);
     tcase_add_test(tc, the_hash_is_fnv_1a_of_little_endian_ids);
     suite_add_tcase(s, tc);
     SRunner *runner = srunner_create(s);
