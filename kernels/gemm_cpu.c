@@ -20,9 +20,20 @@ enum { TILE = 5, WIDE_ROWS = 1, WIDE_PANELS = 4, PAIR_ROWS = 2 };
 #else
 enum { TILE = 2, WIDE_ROWS = 0, WIDE_PANELS = 4, PAIR_ROWS = 1 };
 #endif
-enum { GROUP = 4, LINE = 2 * MATRIX_PANEL, AHEAD = 24 /* lines of weights prefetched */ };
+enum { GROUP = 4, LINE = 2 * MATRIX_PANEL, AHEAD = 64 /* lines of weights prefetched */ };
 
 enum output { OUTPUT_STORE, OUTPUT_ADD, OUTPUT_SWIGLU };
+
+/* Few rows wait for memory alone: the second-level cache takes more lines in flight than the first. With more
+ * rows the multiply-adds are as slow as the stream, and a line must not cost them a trip to the second level.
+ */
+SIMD_FN void prefetch(const bf16 *at, int rows)
+{
+    if (rows <= 4)
+        __builtin_prefetch(at, 0, 1);
+    else
+        __builtin_prefetch(at, 0, 3);
+}
 
 /* One input of all panels: w holds it as floats, x [rows]. */
 SIMD_FN void step(const vreg *w, const float *x, int rows, int regs, vreg *acc)
@@ -51,7 +62,7 @@ SIMD_FN void product(const bf16 *w, size_t stride, const float *x, int k, int ro
         for (int v = 0; v < regs; v++) {
             const bf16 *at = w + (size_t)(v / V16_REGS) * stride + v % V16_REGS * 2 * VREG_LANES;
             if (v % V16_REGS == 0)
-                __builtin_prefetch(at + ahead);
+                prefetch(at + ahead, rows);
             memcpy(&raw[v], at, sizeof raw[v]);
             wide[v] = (vreg)(raw[v] << 16);
         }
