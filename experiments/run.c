@@ -56,11 +56,20 @@ static int check_cells(const struct run *r)
     return 0;
 }
 
-static int make_folder(const char *name)
+/* The folder a result goes to may be new; those above it may not. */
+static int make_folder(const char *path)
 {
+    const char *end = strrchr(path, '/');
+    if (!end || end == path)
+        return 0;
+    char *name = strndup(path, (size_t)(end - path));
+    if (!name)
+        FAIL(ERR_MEMORY, "out of memory for the name of the result's folder");
+    int rc = 0;
     if (mkdir(name, 0777) && errno != EEXIST)
-        FAIL(ERR_IO, "%s: cannot create the folder: %s", name, strerror(errno));
-    return 0;
+        rc = ERR_SET(ERR_IO, "%s: cannot create the folder of the result file: %s", name, strerror(errno));
+    free(name);
+    return rc;
 }
 
 static int choose_path(struct run *r)
@@ -78,7 +87,7 @@ static int choose_path(struct run *r)
     if (n < 0 || asprintf(&r->slice, "%d/%d", o->slice, o->of) < 0)
         FAIL(ERR_MEMORY, "out of memory for the name of the result file");
     TRY(record_may_open(r->path, o->mode));
-    return o->out ? 0 : make_folder("results");
+    return make_folder(r->path);
 }
 
 static int log_config(const struct config *cfg)
