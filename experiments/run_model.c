@@ -3,6 +3,7 @@
 #include "experiments/run_model.h"
 #include "engine/err.h"
 #include "engine/log.h"
+#include "experiments/git_commit.h" /* made by the build: SPECBED_GIT_COMMIT */
 #include "experiments/record_file.h"
 #include <jansson.h>
 #include <pcre2.h>
@@ -12,20 +13,6 @@
 #include <sys/utsname.h>
 #include <time.h>
 #include <yaml.h>
-
-#ifndef SPECBED_VERSION
-#define SPECBED_VERSION "unknown"
-#endif
-#ifndef SPECBED_GIT_COMMIT
-#define SPECBED_GIT_COMMIT "unknown"
-#endif
-#ifndef SPECBED_BUILD
-#define SPECBED_BUILD "unknown"
-#endif
-
-/* A backend frees its memory when it closes, so what the loops of earlier cells took stays taken until then.
- */
-static const size_t left_over_bytes = (size_t)1 << 30;
 
 static double seconds(void)
 {
@@ -46,7 +33,6 @@ static int open_parts(struct run_model *m, const struct config *cfg)
     log_info("model: ready after %.2f s, %.1f MiB on the device, weights %016llx, template %s",
              seconds() - start, (double)m->be.allocated / (1 << 20), (unsigned long long)m->model.fingerprint,
              chat_name(m->chat.kind));
-    m->loaded = m->be.allocated;
     int ids = tokenizer_vocab_size(m->tokenizer);
     if (ids > m->model.cfg.vocab)
         log_warn("model: the tokenizer knows %d ids, the model %d; a prompt with one of the others will fail",
@@ -60,7 +46,7 @@ int run_model_open(struct run_model *m, const struct config *cfg)
     if (asprintf(&key, "%s\n%s\n%s\n%d\n%s", cfg->model.path, cfg->device.kind, cfg->device.isa,
                  cfg->device.threads, cfg->workload.template) < 0)
         FAIL(ERR_MEMORY, "model '%s': out of memory", cfg->model.path);
-    if (m->key && strcmp(m->key, key) == 0 && m->be.allocated - m->loaded <= left_over_bytes) {
+    if (m->key && strcmp(m->key, key) == 0) {
         free(key);
         return 0;
     }

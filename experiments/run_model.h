@@ -11,7 +11,6 @@ struct run_model {
     struct model model;
     struct tokenizer *tokenizer;
     struct chat chat;
-    size_t loaded;              /* bytes on the device when it was opened */
     char *key;                  /* the configuration it was opened for; NULL: closed */
 };
 
