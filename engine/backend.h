@@ -43,6 +43,7 @@ struct backend {
     const struct backend_ops *ops;
     void *self;           /* the backend's own state */
     int threads;          /* host threads it computes with */
+    size_t kv_bytes;      /* of one element of the key/value cache */
     size_t allocated;     /* bytes handed out and not released */
     char device[128];     /* what computes, for people: "AMD EPYC 9654 (avx512, 2 threads)" */
     char isa[16];         /* "avx512" */

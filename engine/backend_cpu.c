@@ -83,6 +83,7 @@ static int cpu_open(struct backend *be, const struct backend_opts *opts)
         FAIL(ERR_MEMORY, "cpu backend: out of memory");
     cpu->kernels = kernels;
     be->self = cpu;
+    be->kv_bytes = sizeof(float);
     be->threads = opts->threads ? opts->threads : usable_cores();
     read_cpu_name(name, sizeof name);
     snprintf(be->isa, sizeof be->isa, "%s", kernels->name);

@@ -11,19 +11,16 @@ static int alloc_layers(struct kv *kv, const struct model_config *cfg)
 {
     const size_t width = (size_t)cfg->kv_heads * (size_t)cfg->head_dim;
     size_t bytes;
-    if (__builtin_mul_overflow((size_t)kv->slots * (size_t)kv->cap, width * sizeof(float), &bytes) ||
+    if (__builtin_mul_overflow((size_t)kv->slots * (size_t)kv->cap, width * kv->be->kv_bytes, &bytes) ||
         __builtin_mul_overflow(bytes, 2 * (size_t)kv->n_layers, &kv->bytes))
         FAIL(ERR_MEMORY, "kv: %d slots of %d cells are more bytes than an address can say", kv->slots,
              kv->cap);
     for (int i = 0; i < kv->n_layers; i++) {
         struct kv_layer *l = &kv->layers[i];
-        void *k = NULL, *v = NULL;
         *l = (struct kv_layer){
             .slots = kv->slots, .kv_heads = cfg->kv_heads, .head_dim = cfg->head_dim, .cap = kv->cap};
-        TRY(kv->be->ops->alloc(kv->be, bytes, &k));
-        l->k = k;
-        TRY(kv->be->ops->alloc(kv->be, bytes, &v));
-        l->v = v;
+        TRY(kv->be->ops->alloc(kv->be, bytes, &l->k));
+        TRY(kv->be->ops->alloc(kv->be, bytes, &l->v));
     }
     return 0;
 }

@@ -13,7 +13,7 @@ enum { KV_BLOCK = 16 }; /* cap is a multiple of it */
 /* One layer's cache, f32. k [slots][kv_heads][cap / 16][head_dim][16]: a lane is a position, so scores need no sum
  * across lanes. v [slots][kv_heads][cap][head_dim]. Owned by engine/kv. */
 struct kv_layer {
-    float *k, *v;
+    void *k, *v;
     int slots, kv_heads, head_dim, cap;
 };
 
@@ -27,6 +27,17 @@ static inline size_t kv_value_at(const struct kv_layer *kv, int slot, int head, 
 {
     size_t cells = ((size_t)slot * (size_t)kv->kv_heads + (size_t)head) * (size_t)kv->cap + (size_t)cell;
     return cells * (size_t)kv->head_dim;
+}
+
+/* The same places in the CPU's cache, which is f32. */
+static inline float *kv_key(const struct kv_layer *kv, int slot, int head, int cell)
+{
+    return (float *)kv->k + kv_key_at(kv, slot, head, cell);
+}
+
+static inline float *kv_value(const struct kv_layer *kv, int slot, int head, int cell)
+{
+    return (float *)kv->v + kv_value_at(kv, slot, head, cell);
 }
 
 /* The rows of one pass; arrays in the backend's memory, borrowed. */
@@ -73,7 +84,8 @@ struct attention {
     const struct rows *rows;
     const float *qkv;
     struct kv_layer kv;
-    float *y, *scratch;
+    void *y;
+    float *scratch;
     int heads, threads;
     float scale;
 };

@@ -170,11 +170,11 @@ static void attend_group(const struct attention *a, int r, int head, float *scra
         size_t first = (size_t)(head * group + h) * (size_t)dim;
         struct unit u = {
             .q = a->qkv + (size_t)r * (size_t)(a->heads + 2 * a->kv.kv_heads) * (size_t)dim + first,
-            .k = a->kv.k + kv_key_at(&a->kv, rows->slot[r], head, 0),
-            .v = a->kv.v + kv_value_at(&a->kv, rows->slot[r], head, 0),
+            .k = kv_key(&a->kv, rows->slot[r], head, 0),
+            .v = kv_value(&a->kv, rows->slot[r], head, 0),
             .path = rows->path + (rows->base[r] <= rows->pos[r] ? rows->path_off[r] : 0),
             .score = scratch,
-            .y = a->y + (size_t)r * (size_t)a->heads * (size_t)dim + first,
+            .y = (float *)a->y + (size_t)r * (size_t)a->heads * (size_t)dim + first,
             .dim = dim,
             .cap = a->kv.cap,
             .base = rows->base[r],

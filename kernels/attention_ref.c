@@ -6,7 +6,7 @@ static double score(const struct attention *a, int r, int h, int p)
 {
     int dim = a->kv.head_dim, head = h / (a->heads / a->kv.kv_heads);
     const float *q = a->qkv + ((size_t)r * (size_t)(a->heads + 2 * a->kv.kv_heads) + (size_t)h) * (size_t)dim;
-    const float *k = a->kv.k + kv_key_at(&a->kv, a->rows->slot[r], head, rows_cell(a->rows, r, p));
+    const float *k = kv_key(&a->kv, a->rows->slot[r], head, rows_cell(a->rows, r, p));
     double sum = 0;
     for (int d = 0; d < dim; d++)
         sum += (double)q[d] * k[(size_t)d * KV_BLOCK];
@@ -17,7 +17,7 @@ static double score(const struct attention *a, int r, int h, int p)
 static void attend(const struct attention *a, int r, int h)
 {
     int dim = a->kv.head_dim, head = h / (a->heads / a->kv.kv_heads), last = a->rows->pos[r];
-    float *y = a->y + ((size_t)r * (size_t)a->heads + (size_t)h) * (size_t)dim;
+    float *y = (float *)a->y + ((size_t)r * (size_t)a->heads + (size_t)h) * (size_t)dim;
     double max = -INFINITY, sum = 0;
     for (int p = 0; p <= last; p++)
         max = fmax(max, score(a, r, h, p));
@@ -27,7 +27,7 @@ static void attend(const struct attention *a, int r, int h)
         double value = 0;
         for (int p = 0; p <= last; p++) {
             size_t at = kv_value_at(&a->kv, a->rows->slot[r], head, rows_cell(a->rows, r, p));
-            value += exp(score(a, r, h, p) - max) / sum * a->kv.v[at + (size_t)d];
+            value += exp(score(a, r, h, p) - max) / sum * ((const float *)a->kv.v)[at + (size_t)d];
         }
         y[d] = (float)value;
     }
@@ -54,12 +54,12 @@ void kv_move_ref(const struct kv_move *a)
         if (a->src[i] == a->dst + i)
             continue;
         for (int h = 0; h < kv->kv_heads; h++) {
-            const float *k = kv->k + kv_key_at(kv, a->slot, h, a->src[i]);
-            float *to = kv->k + kv_key_at(kv, a->slot, h, a->dst + i);
+            const float *from = kv_key(kv, a->slot, h, a->src[i]);
+            float *to = kv_key(kv, a->slot, h, a->dst + i);
             for (int d = 0; d < kv->head_dim; d++)
-                to[(size_t)d * KV_BLOCK] = k[(size_t)d * KV_BLOCK];
-            memcpy(kv->v + kv_value_at(kv, a->slot, h, a->dst + i),
-                   kv->v + kv_value_at(kv, a->slot, h, a->src[i]), (size_t)kv->head_dim * sizeof *kv->v);
+                to[(size_t)d * KV_BLOCK] = from[(size_t)d * KV_BLOCK];
+            memcpy(kv_value(kv, a->slot, h, a->dst + i), kv_value(kv, a->slot, h, a->src[i]),
+                   (size_t)kv->head_dim * sizeof(float));
         }
     }
 }

@@ -1,11 +1,11 @@
 /* gemm: y[r, :] = W x[r, :]  or  y[r, :] += W x[r, :], for 1 to any number of rows by one code path.
- * shapes   W [n, k] prepared by matrix_pack; x f32 [rows, k], y f32 [rows, n], row-major, dense
+ * shapes   W [n, k] prepared by matrix_pack; x act [rows, k], y f32 [rows, n], row-major, dense
  * needs    x, y do not overlap; any alignment of x and y (64 bytes is fastest)
  * math     f32; y[r][j] = sum over i = 0..k-1 ascending of fma(W[j][i], x[r][i], acc), one chain an output (portable:
  *          multiply, then add), acc starting at 0, the old y added last. So a row's bits depend on the row and W alone.
  *
  * swiglu: y[r, :] = silu(G x[r, :]) * (U x[r, :]), silu(a) = a / (1 + exp(-a))
- * shapes   W [2 m, k] packed from the parts G, U with MATRIX_INTERLEAVE; x f32 [rows, k]; y f32 [rows, m]
+ * shapes   W [2 m, k] packed from the parts G, U with MATRIX_INTERLEAVE; x act [rows, k]; y act [rows, m]
  * math     both products as gemm; exp by the instruction set's own polynomial, within 2 ulp */
 #ifndef KERNELS_GEMM_H
 #define KERNELS_GEMM_H
@@ -37,8 +37,8 @@ float matrix_at(const struct matrix *w, int row, int col); /* of a plain matrix 
 
 struct gemm {
     const struct matrix *w;
-    const float *x;
-    float *y;
+    const void *x;
+    void *y;
     int rows, threads;
     int accumulate; /* 0: y = W x, 1: y += W x */
     float *scratch; /* [threads][gemm_scratch(k)], 64-byte aligned, borrowed: rows regrouped; contents mean nothing after */

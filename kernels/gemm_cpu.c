@@ -162,7 +162,7 @@ static void regroup(const struct gemm *a, int row, int rows, float *dst)
     int k = a->w->k;
     for (int t = 0; t < rows; t += TILE) {
         int n = rows - t < TILE ? rows - t : TILE;
-        const float *x = a->x + (size_t)(row + t) * k;
+        const float *x = (const float *)a->x + (size_t)(row + t) * k;
         float *d = dst + (size_t)t * k;
         if (n == TILE)
             for (int i = 0; i < k; i++)
@@ -184,7 +184,7 @@ static void run_share(const struct gemm *a, enum output output, int begin, int e
     int block = (int)(gemm_scratch(k) / (size_t)(k > 0 ? k : 1)) / TILE * TILE;
     for (int row = 0; row < a->rows; row += block) {
         int rows = a->rows - row < block ? a->rows - row : block;
-        const float *x = rows == 1 ? a->x + (size_t)row * k : scratch;
+        const float *x = rows == 1 ? (const float *)a->x + (size_t)row * k : scratch;
         if (rows > 1)
             regroup(a, row, rows, scratch);
         for (int panel = begin; panel < end; panel += GROUP) {
@@ -193,7 +193,7 @@ static void run_share(const struct gemm *a, enum output output, int begin, int e
                 int n = rows - t < TILE ? rows - t : TILE;
                 product_table[n](a->w->data + (size_t)panel * stride, stride, x + (size_t)t * k, k, panels,
                                  buf);
-                finish(a, output, buf, panel, panels, n, a->y + (size_t)(row + t) * ldy);
+                finish(a, output, buf, panel, panels, n, (float *)a->y + (size_t)(row + t) * ldy);
             }
         }
     }

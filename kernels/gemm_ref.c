@@ -16,8 +16,9 @@ void gemm_ref(const struct gemm *a)
 {
     for (int r = 0; r < a->rows; r++)
         for (int j = 0; j < a->w->n; j++) {
-            float *y = &a->y[(size_t)r * a->w->n + j];
-            double sum = dot(a->w, (size_t)(j / MATRIX_PANEL), j % MATRIX_PANEL, a->x + (size_t)r * a->w->k);
+            float *y = (float *)a->y + (size_t)r * a->w->n + j;
+            double sum = dot(a->w, (size_t)(j / MATRIX_PANEL), j % MATRIX_PANEL,
+                             (const float *)a->x + (size_t)r * a->w->k);
             *y = (float)(a->accumulate ? *y + sum : sum);
         }
 }
@@ -27,9 +28,9 @@ void swiglu_ref(const struct gemm *a)
     int m = a->w->n / 2;
     for (int r = 0; r < a->rows; r++)
         for (int j = 0; j < m; j++) {
-            const float *x = a->x + (size_t)r * a->w->k;
+            const float *x = (const float *)a->x + (size_t)r * a->w->k;
             size_t panel = (size_t)(j / MATRIX_PANEL) * 2;
             double g = dot(a->w, panel, j % MATRIX_PANEL, x), u = dot(a->w, panel + 1, j % MATRIX_PANEL, x);
-            a->y[(size_t)r * m + j] = (float)(g / (1 + exp(-g)) * u);
+            ((float *)a->y)[(size_t)r * m + j] = (float)(g / (1 + exp(-g)) * u);
         }
 }

@@ -29,10 +29,10 @@ static void rope_row(const struct rope *a, int r)
     for (int h = 0; h < a->heads + a->kv.kv_heads; h++)
         rotate(q + (size_t)h * (size_t)dim, a->cos_sin + (size_t)r * (size_t)dim, dim / 2);
     for (int h = 0; h < a->kv.kv_heads; h++, k += dim, v += dim) {
-        float *to = a->kv.k + kv_key_at(&a->kv, rows->slot[r], h, rows->cell[r]);
+        float *to = kv_key(&a->kv, rows->slot[r], h, rows->cell[r]);
         for (int d = 0; d < dim; d++)
             to[(size_t)d * KV_BLOCK] = k[d];
-        memcpy(a->kv.v + kv_value_at(&a->kv, rows->slot[r], h, rows->cell[r]), v, (size_t)dim * sizeof *v);
+        memcpy(kv_value(&a->kv, rows->slot[r], h, rows->cell[r]), v, (size_t)dim * sizeof *v);
     }
 }
 

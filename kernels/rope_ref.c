@@ -35,8 +35,8 @@ void rope_ref(const struct rope *a)
         for (int h = 0; h < a->heads + a->kv.kv_heads; h++)
             rotate(q + (size_t)h * (size_t)dim, a->cos_sin + (size_t)r * (size_t)dim, dim / 2);
         for (int h = 0; h < a->kv.kv_heads; h++, k += dim, v += dim) {
-            float *to_k = a->kv.k + kv_key_at(&a->kv, rows->slot[r], h, rows->cell[r]);
-            float *to_v = a->kv.v + kv_value_at(&a->kv, rows->slot[r], h, rows->cell[r]);
+            float *to_k = kv_key(&a->kv, rows->slot[r], h, rows->cell[r]);
+            float *to_v = kv_value(&a->kv, rows->slot[r], h, rows->cell[r]);
             for (int d = 0; d < dim; d++) {
                 to_k[(size_t)d * KV_BLOCK] = k[d];
                 to_v[d] = v[d];

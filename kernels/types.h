@@ -5,6 +5,9 @@
 #include <stdint.h>
 #include <string.h>
 
+/* An activation row that a matrix will multiply ("act") and the cells of the key/value cache are in the form of the backend
+ * that computes: arguments hold them as void pointers. CPU: f32, row-major. CUDA: bf16, acts in the order of kernels/act.h. */
+
 typedef uint16_t bf16; /* the upper half of an IEEE binary32 */
 
 enum dtype { DTYPE_BF16, DTYPE_F16, DTYPE_F32 };

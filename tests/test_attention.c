@@ -33,7 +33,7 @@ static struct kv_layer kv_new(int kv_heads, int dim)
     kv.k = alloc(n);
     kv.v = alloc(n);
     for (size_t i = 0; i < n; i++)
-        kv.k[i] = kv.v[i] = NAN;
+        kv_key(&kv, 0, 0, 0)[i] = kv_value(&kv, 0, 0, 0)[i] = NAN;
     return kv;
 }
 
@@ -47,7 +47,7 @@ static void kv_free(struct kv_layer *kv)
 static void kv_set(const struct kv_layer *kv, int cell, int token)
 {
     for (int h = 0; h < kv->kv_heads; h++) {
-        float *k = kv->k + kv_key_at(kv, 1, h, cell), *v = kv->v + kv_value_at(kv, 1, h, cell);
+        float *k = kv_key(kv, 1, h, cell), *v = kv_value(kv, 1, h, cell);
         for (int d = 0; d < kv->head_dim; d++) {
             k[d * KV_BLOCK] = value(1, (uint32_t)token, (uint32_t)(h * 1000 + d));
             v[d] = value(2, (uint32_t)token, (uint32_t)(h * 1000 + d));
@@ -173,7 +173,7 @@ static void attend_rows(struct setup *s, const struct cpu_kernels *cpu, const st
     a.rows = &rows;
     a.threads = threads;
     a.qkv += (size_t)first * (size_t)(a.heads + 2 * a.kv.kv_heads) * (size_t)a.kv.head_dim;
-    a.y += (size_t)first * s->row;
+    a.y = (float *)a.y + (size_t)first * s->row;
     cpu->attention(&a);
 }
 
@@ -223,7 +223,7 @@ static double relative_bound(const struct setup *s, const struct tree *t, int i,
     struct rows rows = tree_rows(t, 0, t->n);
     double largest = 0;
     for (int p = 0; p < n; p++) {
-        const float *k = s->tree_kv.k + kv_key_at(&s->tree_kv, 1, h / group, rows_cell(&rows, i, p));
+        const float *k = kv_key(&s->tree_kv, 1, h / group, rows_cell(&rows, i, p));
         double size = 0;
         for (int d = 0; d < dim; d++)
             size += fabs((double)q[d] * k[d * KV_BLOCK]);
@@ -276,8 +276,8 @@ START_TEST(small_integers_are_exact)
     for (int p = 0; p < 64; p++)
         for (int h = 0; h < kv_heads; h++)
             for (int d = 0; d < dim; d++) {
-                s.tree_kv.k[kv_key_at(&s.tree_kv, 1, h, p) + (size_t)(d * KV_BLOCK)] = (float)(d % 3);
-                s.tree_kv.v[kv_value_at(&s.tree_kv, 1, h, p) + (size_t)d] = (float)((p * 7 + d + h) % 32);
+                kv_key(&s.tree_kv, 1, h, p)[d * KV_BLOCK] = (float)(d % 3);
+                kv_value(&s.tree_kv, 1, h, p)[d] = (float)((p * 7 + d + h) % 32);
             }
     for (int i = -1; i < 0 || cpu_kernels_at(i); i++) {
         struct rows rows = tree_rows(&t, 0, 1);
@@ -309,13 +309,12 @@ START_TEST(an_overwhelming_key_takes_all)
         for (int h = 0; h < s.a.heads; h++)
             s.qkv[h * dim + d] = 1e4f;
         for (int h = 0; h < s.a.kv.kv_heads; h++)
-            s.tree_kv.k[kv_key_at(&s.tree_kv, 1, h, 21) + (size_t)(d * KV_BLOCK)] = 1e4f;
+            kv_key(&s.tree_kv, 1, h, 21)[d * KV_BLOCK] = 1e4f;
     }
     for (int i = 0; cpu_kernels_at(i); i++) {
         attend_rows(&s, cpu_kernels_at(i), &t, 0, 1, 1);
         for (int h = 0; h < s.a.heads; h++)
-            ck_assert_mem_eq(s.y + h * dim, s.tree_kv.v + kv_value_at(&s.tree_kv, 1, h / 3, 21),
-                             (size_t)dim * sizeof(float));
+            ck_assert_mem_eq(s.y + h * dim, kv_value(&s.tree_kv, 1, h / 3, 21), (size_t)dim * sizeof(float));
     }
     setup_deinit(&s);
 }
@@ -403,8 +402,8 @@ START_TEST(rope_is_within_its_bound_and_fills_the_cells)
                 if (!(fabsf(q[j] - expected[j]) <= 3 * 4 * 0x1p-24f))
                     ck_abort_msg("row %d element %d is %g, expected %g", r, j, q[j], expected[j]);
             for (int h = 0; h < c.kv.kv_heads; h++) {
-                const float *k = c.kv.k + kv_key_at(&c.kv, c.t.slot[r], h, c.t.cell[r]);
-                ck_assert_mem_eq(c.kv.v + kv_value_at(&c.kv, c.t.slot[r], h, c.t.cell[r]), v + h * dim,
+                const float *k = kv_key(&c.kv, c.t.slot[r], h, c.t.cell[r]);
+                ck_assert_mem_eq(kv_value(&c.kv, c.t.slot[r], h, c.t.cell[r]), v + h * dim,
                                  (size_t)dim * sizeof(float));
                 for (int d = 0; d < dim; d++)
                     if (k[d * KV_BLOCK] != q[(c.heads + h) * dim + d])
@@ -425,7 +424,8 @@ START_TEST(rope_writes_no_other_cell)
         rope_run(&c, i < 0 ? rope_ref : cpu_kernels_at(i)->rope, 0, ROPE_ROWS, 2);
         size_t written = 0, n = (size_t)SLOTS * (size_t)c.kv.kv_heads * CAP * (size_t)c.kv.head_dim;
         for (size_t j = 0; j < n; j++)
-            written += (size_t)!isnan(c.kv.k[j]) + (size_t)!isnan(c.kv.v[j]);
+            written +=
+                (size_t)!isnan(kv_key(&c.kv, 0, 0, 0)[j]) + (size_t)!isnan(kv_value(&c.kv, 0, 0, 0)[j]);
         ck_assert_uint_eq(written, (size_t)(2 * ROPE_ROWS * c.kv.kv_heads * c.kv.head_dim));
         rope_case_deinit(&c);
     }

@@ -39,10 +39,10 @@ static int same_cell(int slot, int cell, const struct kv *other, int other_slot)
         const struct kv_layer *a = &kv.layers[l], *b = &other->layers[l];
         for (int h = 0; h < a->kv_heads; h++)
             for (int d = 0; d < a->head_dim; d++) {
-                const float *ka = a->k + kv_key_at(a, slot, h, cell) + (size_t)d * KV_BLOCK;
-                const float *kb = b->k + kv_key_at(b, other_slot, h, cell) + (size_t)d * KV_BLOCK;
-                const float *va = a->v + kv_value_at(a, slot, h, cell) + d;
-                const float *vb = b->v + kv_value_at(b, other_slot, h, cell) + d;
+                const float *ka = kv_key(a, slot, h, cell) + (size_t)d * KV_BLOCK;
+                const float *kb = kv_key(b, other_slot, h, cell) + (size_t)d * KV_BLOCK;
+                const float *va = kv_value(a, slot, h, cell) + d;
+                const float *vb = kv_value(b, other_slot, h, cell) + d;
                 if (memcmp(ka, kb, sizeof *ka) != 0 || memcmp(va, vb, sizeof *va) != 0)
                     return 0;
             }
@@ -176,7 +176,7 @@ START_TEST(the_comparison_sees_one_wrong_bit)
     ck_assert_int_eq(forward_prefill(&fw, 0, text, 4), 0);
     ck_assert_int_eq(forward_prefill(&fw, 1, text, 4), 0);
     ck_assert_int_eq(same_cell(0, 3, &kv, 1), 1);
-    float *v = kv.layers[1].v + kv_value_at(&kv.layers[1], 1, 1, 3) + 15;
+    float *v = kv_value(&kv.layers[1], 1, 1, 3) + 15;
     unsigned char *low = (unsigned char *)v;
     low[0] ^= 1;
     ck_assert_int_eq(same_cell(0, 3, &kv, 1), 0);

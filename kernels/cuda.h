@@ -1,0 +1,37 @@
+/* cuda: the CUDA launcher of every operation, for C files that know no CUDA. A launcher checks nothing that its header demands of the
+ * caller, launches on `stream` (a cudaStream_t) and returns a cudaError_t, 0 when the launch was accepted. All memory that arguments
+ * point to is on the device, struct rows' arrays included; the structs themselves are on the host and are copied by the launch. rows.n is the
+ * host's number of rows and sets the grid.
+ *
+ * Bits: every launcher keeps the rule that a row's bits depend on the row and its ancestors alone.
+ * Forms: see kernels/types.h; acts are kernels/act.h, matrices as matrix_pack_cuda leaves them, the cache is bf16, k and v both
+ * [slots][kv_heads][cap][head_dim]. `threads` and `scratch` of an argument are not used unless its launcher says so. */
+#ifndef KERNELS_CUDA_H
+#define KERNELS_CUDA_H
+#include "kernels/attention.h"
+#include "kernels/embed.h"
+#include "kernels/gemm.h"
+#include "kernels/logits.h"
+#include "kernels/read.h"
+#include "kernels/rmsnorm.h"
+
+/* W in the order of the A fragments of mma.m16n8k16: [ceil(n/16)][ceil(k/16)][32 lanes][8] bf16, zero padded; a lane's 16-byte load is its
+ * whole fragment (weight shuffling). Interleaved matrices take 8 outputs of G and the same 8 of U into each 16. */
+size_t matrix_cuda_bytes(int n, int k);
+/* Host bytes to host bytes in that order; the backend uploads them. parts as matrix_pack. */
+void matrix_pack_cuda(bf16 *to, int k, const struct matrix_part *parts, int n_parts, enum matrix_flags flags);
+
+KERN_API int embed_cuda(const struct embed *a, void *stream);
+KERN_API int rmsnorm_cuda(const struct rmsnorm *a, void *stream);
+KERN_API int gemm_cuda(const struct gemm *a, void *stream);
+KERN_API int swiglu_cuda(const struct gemm *a, void *stream);
+KERN_API int rope_table_cuda(const struct rows *rows, const float *inv_freq, int head_dim, float *cos_sin, void *stream);
+KERN_API int rope_cuda(const struct rope *a, void *stream);
+KERN_API int attention_cuda(const struct attention *a, void *stream); /* scratch f32 [attention_cuda_scratch(...)] */
+KERN_API int kv_move_cuda(const struct kv_move *a, void *stream);    /* src is host memory, copied by the launch: n <= 64 */
+KERN_API int logits_cuda(const struct logits *a, void *stream);
+/* Floats for max_rows rows; all launches of one pass share them. */
+size_t attention_cuda_scratch(int max_rows, int heads, int head_dim, int cap);
+/* Reads bytes once; out gets a checksum on the device. The measured read ceiling. */
+KERN_API int read_cuda(const void *data, size_t bytes, unsigned long long *out, void *stream);
+#endif
