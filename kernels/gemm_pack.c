@@ -1,6 +1,6 @@
 /* matrix_pack: row-major weights of any dtype to panels (gemm.h). Done once at load; it moves each byte once,
  * and each thread writes whole panels, so its first touch also places their pages. */
-#include "kernels/gemm.h"
+#include "kernels/gemm_part.h"
 #include <assert.h>
 
 size_t matrix_packed_bytes(int n, int k)
@@ -18,25 +18,13 @@ size_t gemm_scratch(int k)
     return ((size_t)rows * (size_t)k + 15) / 16 * 16;
 }
 
-static bf16 load(const struct matrix_part *p, size_t i)
-{
-    const char *at = (const char *)p->data + i * dtype_size(p->dtype);
-    if (p->dtype == DTYPE_F32) {
-        float f;
-        memcpy(&f, at, sizeof f);
-        return bf16_from_f32(f);
-    }
-    uint16_t h;
-    memcpy(&h, at, sizeof h);
-    return p->dtype == DTYPE_BF16 ? h : bf16_from_f32(f16_to_f32(h));
-}
-
 /* One output: row `row` of the part, to its lane of the panel. */
 static void pack_row(const struct matrix_part *p, int row, int k, bf16 *panel, int lane)
 {
     size_t start = (size_t)row * (size_t)k;
     for (int i = 0; i < k; i++)
-        panel[((size_t)(i / 2) * MATRIX_PANEL + (size_t)lane) * 2 + i % 2] = load(p, start + (size_t)i);
+        panel[((size_t)(i / 2) * MATRIX_PANEL + (size_t)lane) * 2 + i % 2] =
+            gemm_part_at(p, start + (size_t)i);
 }
 
 static void pack_panel(struct matrix *w, const struct matrix_part *parts, int panel, enum matrix_flags flags)

@@ -1,0 +1,251 @@
+/* gemm_cuda, swiglu_cuda: bf16 weights as the 16-row operand of mma.m16n8k16, 8 rows of activations as its columns, f32 sums.
+ * The weights of a tile (16 outputs) are read once from memory for up to 64 rows, straight to registers in the order the tensor cores
+ * want them (matrix_pack_cuda), 16 bytes a lane, and are requested before the kernel waits for the activations.
+ *
+ * order    K in steps of 16, dealt in turn to slices (8 warps a block, `cluster` blocks a tile: gemm_cluster, a function of (n, k) alone);
+ *          a slice adds its steps in order, a block its 8 slices in order, the cluster its blocks in order. Nothing depends on rows.
+ * launch   grid [cluster, blocks of 64 rows, tiles / tiles a block], block 256, shared up to 44 KB
+ * moves    2 n k bytes of weights once a 64 rows, past the first level cache and first to leave the second; each block also reads its
+ *          slices of the acts, 32 bytes a row and step against 512 of weights, from the caches
+ * roof     memory: 2 rows flops for 2 bytes. 4096 x 4096: 33.6 MB, 11 us at 3 TB/s; 576 x 576: 0.66 MB, the launch is the cost */
+#include "kernels/cuda.h"
+#include "kernels/act.h"
+#include "kernels/launch.cuh"
+#include <cuda_bf16.h>
+
+enum { TILE = 16, STEP = 16, WARPS = 8, LANES = 32, ROW_BLOCK = 64, MAX_CLUSTER = 4 };
+enum epilogue { EPILOGUE_STORE, EPILOGUE_ADD, EPILOGUE_SWIGLU };
+
+struct gemm_args {
+    const uint4 *w; /* [tiles][steps][32] fragments */
+    const uint2 *x; /* act */
+    void *y;
+    int n, rows, tiles, steps;
+    enum epilogue epilogue;
+};
+
+/* Weights pass by: not kept in the first level, first to be replaced in the second. */
+__device__ static uint64_t evict_first(void)
+{
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+__device__ static uint4 load_weights(const uint4 *at, uint64_t policy)
+{
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(at), "l"(policy));
+    return v;
+}
+
+/* Volatile, so that it stays behind the dependency wait. */
+__device__ static uint2 load_act(const uint2 *at)
+{
+    uint2 v;
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(at));
+    return v;
+}
+
+__device__ static void mma(float4 *c, uint4 a, uint2 b)
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c->x), "+f"(c->y), "+f"(c->z), "+f"(c->w)
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+}
+
+__device__ static float4 add(float4 a, float4 b)
+{
+    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+__device__ static unsigned cluster_blocks(void)
+{
+    unsigned n;
+    asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(n));
+    return n;
+}
+
+__device__ static void cluster_arrive(void)
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+__device__ static void cluster_wait(void)
+{
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+/* Write v to where `at` stands in the shared memory of the cluster's first block. */
+__device__ static void store_first(float4 *at, float4 v)
+{
+    uint32_t own = (uint32_t)__cvta_generic_to_shared(at), first;
+    asm("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(first) : "r"(own));
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(first), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
+}
+
+/* This warp's sums of MT tiles by NT * 8 rows. DEPTH steps of weights are in flight, the first of them before the dependency wait; acts
+ * come AHEAD steps at a time. Steps past the last, tiles past n and rows past the last multiply zeros. */
+template <int NT, int MT, int DEPTH, int AHEAD>
+__device__ static void slice_sums(const struct gemm_args &p, int tile, int slice, int slices, float4 (*sum)[NT])
+{
+    const int lane = threadIdx.x % LANES, count = (p.steps - slice + slices - 1) / slices, rows = p.rows - blockIdx.y * ROW_BLOCK;
+    const uint64_t policy = evict_first();
+    const uint4 zero = {}, *w = p.w + ((size_t)tile * p.steps + slice) * LANES + lane;
+    const uint2 *x = p.x + ((size_t)blockIdx.y * (ROW_BLOCK / ACT_ROWS) * p.steps + slice) * LANES + lane;
+    uint4 a[DEPTH][MT];
+#pragma unroll
+    for (int i = 0; i < DEPTH; i++)
+#pragma unroll
+        for (int m = 0; m < MT; m++)
+            a[i][m] = i < count && tile + m < p.tiles ? load_weights(w + ((size_t)m * p.steps + i * slices) * LANES, policy) : zero;
+    launch_wait();
+#pragma unroll 1
+    for (int s = 0; s < count; s += DEPTH)
+#pragma unroll
+        for (int g = 0; g < DEPTH; g += AHEAD) {
+            uint2 b[AHEAD][NT];
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++)
+#pragma unroll
+                for (int t = 0; t < NT; t++)
+                    b[i][t] = s + g + i < count && t * ACT_ROWS + lane / 4 < rows
+                                  ? load_act(x + ((size_t)t * p.steps + (s + g + i) * slices) * LANES)
+                                  : make_uint2(0, 0);
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++)
+#pragma unroll
+                for (int m = 0; m < MT; m++) {
+#pragma unroll
+                    for (int t = 0; t < NT; t++)
+                        mma(&sum[m][t], a[g + i][m], b[i][t]);
+                    const int next = s + g + i + DEPTH;
+                    a[g + i][m] = next < count && tile + m < p.tiles
+                                      ? load_weights(w + ((size_t)m * p.steps + next * slices) * LANES, policy)
+                                      : zero;
+                }
+        }
+}
+
+__device__ static float silu(float v)
+{
+    return v / (1.0f + expf(-v));
+}
+
+/* v holds outputs lane / 4 and lane / 4 + 8 of the tile, each for two rows: {first, first + 1}. */
+__device__ static void write(const struct gemm_args &p, int tile, int first, float4 v)
+{
+    const int row_of_tile = threadIdx.x % LANES / 4;
+    const float out[2][2] = {{v.x, v.z}, {v.y, v.w}}; /* [row][output] */
+    for (int c = 0; c < 2 && first + c < p.rows; c++) {
+        if (p.epilogue == EPILOGUE_SWIGLU) {
+            const int m = p.n / 2, i = tile * (TILE / 2) + row_of_tile;
+            __nv_bfloat16 *y = (__nv_bfloat16 *)p.y;
+            y[act_at(first + c, i, m)] = __float2bfloat16_rn(i < m ? silu(out[c][0]) * out[c][1] : 0.0f);
+            if (tile == p.tiles - 1 && p.tiles % 2 == 1) /* the act's last step is half ours, half padding */
+                y[act_at(first + c, i + TILE / 2, m)] = __float2bfloat16_rn(0.0f);
+            continue;
+        }
+        for (int h = 0; h < 2; h++) {
+            const int j = tile * TILE + row_of_tile + h * 8;
+            float *y = (float *)p.y + (size_t)(first + c) * p.n + j;
+            if (j < p.n)
+                *y = p.epilogue == EPILOGUE_ADD ? *y + out[c][h] : out[c][h];
+        }
+    }
+}
+
+/* NT tiles of 8 rows by MT tiles of 16 outputs a block. MT = 2, where there are tiles enough, halves the acts' way through the caches and has
+ * no cluster: its launch gives one block a tile pair. */
+template <int NT, int MT, int DEPTH, int AHEAD, int BLOCKS>
+__global__ void __launch_bounds__(WARPS *LANES, BLOCKS) gemm_kernel(const struct gemm_args p)
+{
+    launch_trigger();
+    __shared__ float4 part[WARPS][NT][LANES];
+    __shared__ float4 block[MT == 1 ? MAX_CLUSTER - 1 : 1][NT][LANES];
+    const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES, tile = blockIdx.z * MT;
+    const int cluster = MT == 1 ? cluster_blocks() : 1, rank = MT == 1 ? blockIdx.x : 0;
+    float4 sum[MT][NT] = {};
+    if (cluster > 1)
+        cluster_arrive(); /* the first block runs: its memory may be written */
+    slice_sums<NT, MT, DEPTH, AHEAD>(p, tile, rank * WARPS + warp, cluster * WARPS, sum);
+#pragma unroll
+    for (int m = 0; m < MT; m++) {
+        if (m > 0)
+            __syncthreads();
+#pragma unroll
+        for (int t = 0; t < NT; t++)
+            part[warp][t][lane] = sum[m][t];
+        __syncthreads();
+        float4 v = {};
+        if (warp < NT) {
+            v = part[0][warp][lane];
+            for (int i = 1; i < WARPS; i++)
+                v = add(v, part[i][warp][lane]);
+        }
+        if (cluster > 1) {
+            cluster_wait();
+            if (rank > 0 && warp < NT)
+                store_first(&block[rank - 1][warp][lane], v);
+            cluster_arrive();
+            if (rank > 0)
+                return;
+            cluster_wait();
+            for (int i = 1; warp < NT && i < cluster; i++)
+                v = add(v, block[i - 1][warp][lane]);
+        }
+        if (warp < NT && tile + m < p.tiles)
+            write(p, tile + m, blockIdx.y * ROW_BLOCK + warp * ACT_ROWS + lane % 4 * 2, v);
+    }
+}
+
+/* Blocks a tile. One, unless its warps cannot hold their whole share of K in flight and there are too few tiles to fill the device:
+ * then the next power of two that does either. */
+static int gemm_cluster(int tiles, int steps)
+{
+    enum { IN_FLIGHT = 8, FULL = 288 };
+    int c = 1;
+    while (c < MAX_CLUSTER && steps > c * WARPS * IN_FLIGHT && tiles * c * 2 <= FULL)
+        c *= 2;
+    return c;
+}
+
+static int launch_gemm(const struct gemm *a, enum epilogue epilogue, void *stream)
+{
+    const struct matrix *w = a->w;
+    struct gemm_args p = {};
+    p.w = (const uint4 *)w->data;
+    p.x = (const uint2 *)a->x;
+    p.y = a->y;
+    p.n = w->n;
+    p.rows = a->rows;
+    p.tiles = (w->n + TILE - 1) / TILE;
+    p.steps = (w->k + STEP - 1) / STEP;
+    p.epilogue = epilogue;
+    const int nt = (a->rows < ROW_BLOCK ? a->rows + ACT_ROWS - 1 : ROW_BLOCK) / ACT_ROWS, pairs = nt > 2 && p.tiles >= 512;
+    struct launch l = {};
+    l.cluster = pairs ? 1 : gemm_cluster(p.tiles, p.steps);
+    l.grid = dim3(l.cluster, (a->rows + ROW_BLOCK - 1) / ROW_BLOCK, pairs ? (p.tiles + 1) / 2 : p.tiles);
+    l.block = dim3(WARPS * LANES);
+    l.stream = stream;
+    if (nt <= 1)
+        return launch_kernel(&l, gemm_kernel<1, 1, 8, 4, 4>, p);
+    if (nt <= 2)
+        return launch_kernel(&l, gemm_kernel<2, 1, 8, 4, 3>, p);
+    if (nt <= 4)
+        return pairs ? launch_kernel(&l, gemm_kernel<4, 2, 4, 2, 2>, p) : launch_kernel(&l, gemm_kernel<4, 1, 8, 2, 2>, p);
+    return pairs ? launch_kernel(&l, gemm_kernel<8, 2, 3, 1, 2>, p) : launch_kernel(&l, gemm_kernel<8, 1, 4, 1, 2>, p);
+}
+
+KERN_API int gemm_cuda(const struct gemm *a, void *stream)
+{
+    return launch_gemm(a, a->accumulate ? EPILOGUE_ADD : EPILOGUE_STORE, stream);
+}
+
+KERN_API int swiglu_cuda(const struct gemm *a, void *stream)
+{
+    return launch_gemm(a, EPILOGUE_SWIGLU, stream);
+}
