@@ -12,12 +12,32 @@
 #include <unistd.h>
 
 #define MODEL_DIR SPECBED_MODELS_DIR "/smollm2-135m-instruct"
-enum { CAP = 512, ROWS = 320, STEPPED = 2 };
+enum { CAP = 512, ROWS = 320 };
+/* A sanitizer is an order of magnitude slower: there the first prompts have to do, in the other builds all of
+ * them count. */
+#ifdef __SANITIZE_ADDRESS__
+enum { PROMPTS = 2, STEPPED = 1 };
+#else
+enum { PROMPTS = 1 << 20, STEPPED = 2 };
+#endif
 
 static struct backend be;
 static struct model model;
 static struct kv kv;
 static struct forward fw;
+
+static int at_most(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+/* Closing insists on the end of the file; prompts that were left out lie before it. */
+static void close_after(struct golden *g, int left_out)
+{
+    if (left_out > 0)
+        g->at = g->n;
+    golden_close(g);
+}
 
 static void open_all(void)
 {
@@ -98,7 +118,8 @@ START_TEST(logits_agree_with_transformers)
     struct header h = {.vocab = golden_int(&g)};
     double worst = 0;
     int close = 0, positions = 0;
-    h.n_prompts = golden_int(&g);
+    const int all = golden_int(&g);
+    h.n_prompts = at_most(all, PROMPTS);
     h.n_top = golden_int(&g);
     h.n_sample = golden_int(&g);
     h.step = golden_int(&g);
@@ -118,7 +139,7 @@ START_TEST(logits_agree_with_transformers)
         free(argmax);
         free(gap);
     }
-    golden_close(&g);
+    close_after(&g, all - h.n_prompts);
     printf("golden smollm2: worst share of the bound %.3f; %d of %d positions too close to call\n", worst,
            close, positions);
     ck_assert_double_le(worst, 1);
@@ -147,7 +168,7 @@ static void check_steps(const int *ids, int n_ids, const int *token, int n_new)
 START_TEST(greedy_text_agrees_with_transformers)
 {
     struct golden g = golden_open(SPECBED_GOLDEN_DIR "/smollm2/greedy.bin", "SBGREED1");
-    const int n_prompts = golden_int(&g), n_new = golden_int(&g);
+    const int all = golden_int(&g), n_prompts = at_most(all, PROMPTS), n_new = golden_int(&g);
     int close = 0, differ = 0;
     ck_assert_int_le(n_new, ROWS);
     for (int p = 0; p < n_prompts; p++) {
@@ -169,7 +190,7 @@ START_TEST(greedy_text_agrees_with_transformers)
         free(token);
         free(gap);
     }
-    golden_close(&g);
+    close_after(&g, all - n_prompts);
     printf("golden smollm2: %d of %d greedy tokens differ, %d too close to call\n", differ, n_prompts * n_new,
            close);
     ck_assert_int_le(close, n_prompts * n_new / 100);
