@@ -269,7 +269,7 @@ START_TEST(exit_codes_tell_usage_from_failure)
     ck_assert_int_eq(wait_for(start(toy.out, "workload.max_tokens=5", "--resume")), 2);
     ck_assert(log_says("max_tokens: 4") && log_says("max_tokens: 5"));
     ck_assert_int_eq(wait_for(start(toy.out, "workload.max_tokens=0", "--force")), 2);
-    ck_assert_int_eq(wait_for(start("/nowhere/x.h5", "workload.max_tokens=4", NULL)), 1);
+    ck_assert_int_eq(wait_for(start("/nowhere/deeper/x.h5", "workload.max_tokens=4", NULL)), 1);
     ck_assert_int_eq(wait_for(start(toy.out, "workload.max_tokens=4", "--slice=3/2")), 2);
     unlink(toy.out);
     ck_assert_int_eq(wait_for(start(toy.out, "workload.max_tokens=4", "--dry-run")), 0);
