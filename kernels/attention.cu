@@ -208,12 +208,13 @@ static __global__ void __launch_bounds__(THREADS) attention_walk(const __grid_co
 
 template <int DIM, int TILES> static int run(const struct view *a, void *stream)
 {
-    const int tile = 16 * TILES / a->group, split = a->n <= SPLIT_ROWS;
+    if (a->group > 16 * TILES)
+        return cudaErrorInvalidValue;
+    const int tile = 16 * TILES / a->group;
+    const bool split = a->n <= SPLIT_ROWS;
     void (*const kernel)(struct view) = split ? attention_split<DIM, TILES> : attention_walk<DIM, TILES>;
     const dim3 grid = split ? dim3((unsigned)a->chunks, (unsigned)a->kv_heads, (unsigned)a->n)
                             : dim3((unsigned)((a->n + tile - 1) / tile), (unsigned)a->kv_heads);
-    if (a->group > 16 * TILES)
-        return cudaErrorInvalidValue;
     const struct launch main = {grid, dim3(THREADS), sizeof(struct shared<DIM, TILES>), 0, stream};
     const struct launch merge = {dim3((unsigned)((a->n * a->heads + WARPS - 1) / WARPS)), dim3(THREADS), 0, 0,
                                  stream};
@@ -221,7 +222,7 @@ template <int DIM, int TILES> static int run(const struct view *a, void *stream)
     return rc || !split ? rc : launch_kernel(&merge, attention_merge, *a);
 }
 
-size_t attention_cuda_scratch(int max_rows, int heads, int head_dim, int cap)
+KERN_API size_t attention_cuda_scratch(int max_rows, int heads, int head_dim, int cap)
 {
     const size_t rows = (size_t)(max_rows < SPLIT_ROWS ? max_rows : SPLIT_ROWS);
     return rows * (size_t)heads * (size_t)(chunk_of(cap - 1) + 1) * (size_t)(head_dim + 2);

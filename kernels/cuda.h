@@ -31,7 +31,7 @@ KERN_API int attention_cuda(const struct attention *a, void *stream); /* scratch
 KERN_API int kv_move_cuda(const struct kv_move *a, void *stream);    /* src is host memory, copied by the launch: n <= 64 */
 KERN_API int logits_cuda(const struct logits *a, void *stream);
 /* Floats for max_rows rows; all launches of one pass share them. */
-size_t attention_cuda_scratch(int max_rows, int heads, int head_dim, int cap);
+KERN_API size_t attention_cuda_scratch(int max_rows, int heads, int head_dim, int cap);
 /* Reads bytes once; out gets a checksum on the device. The measured read ceiling. */
 KERN_API int read_cuda(const void *data, size_t bytes, unsigned long long *out, void *stream);
 #endif
