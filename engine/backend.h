@@ -1,6 +1,6 @@
 /* backend: where the tensors live and who computes. engine/forward.c is written once against this table; a backend is
- * one const table and one file (backend_cpu.c). Every entry is set. Shapes and maths of an operation stand in its header
- * in kernels/. Operations are enqueued in order; sync reports what they hid. Errors: ERR_DEVICE, ERR_MEMORY. */
+ * one const table and one file (backend_cpu.c, backend_cuda.c). Every entry is set. Shapes and maths of an operation stand in
+ * its header in kernels/. Operations are enqueued in order; sync reports what they hid. Errors: ERR_DEVICE, ERR_MEMORY. */
 #ifndef ENGINE_BACKEND_H
 #define ENGINE_BACKEND_H
 #include "kernels/attention.h"
@@ -8,25 +8,34 @@
 #include "kernels/gemm.h"
 #include "kernels/logits.h"
 #include "kernels/rmsnorm.h"
+#include <stdio.h>
 
 struct backend;
 
 struct backend_opts {
-    int threads;     /* 0: every core this process may run on */
-    const char *isa; /* "auto", "avx512", "avx2", "portable" */
+    int threads;     /* of the host; 0: every core this process may run on */
+    const char *isa; /* of the CPU kernels: "auto", "avx512", "avx2", "portable"; others ignore it */
+    int device;      /* which GPU, from 0; the CPU ignores it */
 };
 
 struct backend_ops {
-    const char *name; /* "cpu" */
+    const char *name; /* "cpu", "cuda" */
+    void (*describe)(FILE *out); /* what this machine has of it, or why it cannot be used, in lines for people */
     int  (*open)(struct backend *be, const struct backend_opts *opts);
     void (*close)(struct backend *be); /* frees every allocation; accepts a backend that failed to open */
     int  (*alloc)(struct backend *be, size_t bytes, void **out); /* zeroed, 64-byte aligned */
-    void (*release)(struct backend *be, void *p); /* gives an allocation back before close; NULL is fine */
-    int  (*upload)(struct backend *be, void *dst, const void *src, size_t bytes);
-    int  (*download)(struct backend *be, void *dst, const void *src, size_t bytes);
+    int  (*alloc_host)(struct backend *be, size_t bytes, void **out); /* zeroed memory of the host that download reaches fastest */
+    void (*release)(struct backend *be, void *p); /* gives either back before close; NULL is fine */
+    size_t (*available)(struct backend *be);      /* bytes that alloc can still give; SIZE_MAX: nobody knows */
+    int  (*upload)(struct backend *be, void *dst, const void *src, size_t bytes); /* src may change after the call */
+    int  (*download)(struct backend *be, void *dst, const void *src, size_t bytes); /* dst is whole after sync */
     /* Allocate and prepare a weight matrix in this backend's order. */
     int  (*matrix)(struct backend *be, struct matrix *w, int k, const struct matrix_part *parts, int n_parts,
                    enum matrix_flags flags);
+    /* Bytes of an act, and of the scratch that one pass lends to its products and to its attention. */
+    size_t (*act_bytes)(const struct backend *be, int rows, int k);
+    size_t (*gemm_bytes)(const struct backend *be, int k);
+    size_t (*attention_bytes)(const struct backend *be, int rows, int heads, int kv_heads, int head_dim, int cap);
     int  (*embed)(struct backend *be, const struct embed *a);
     int  (*rmsnorm)(struct backend *be, const struct rmsnorm *a);
     int  (*gemm)(struct backend *be, const struct gemm *a);
@@ -36,21 +45,29 @@ struct backend_ops {
     int  (*attention)(struct backend *be, const struct attention *a);
     int  (*kv_move)(struct backend *be, const struct kv_move *a);
     int  (*logits)(struct backend *be, const struct logits *a);
+    int  (*read)(struct backend *be, const void *data, size_t bytes, uint64_t *sum); /* kernels/read.h; sum is backend memory */
     int  (*sync)(struct backend *be);
 };
 
 struct backend {
     const struct backend_ops *ops;
     void *self;           /* the backend's own state */
-    int threads;          /* host threads it computes with */
+    int threads;          /* host threads it computes or prepares weights with */
+    int host_reads;       /* 1: the host may read and write its memory once sync has returned */
     size_t kv_bytes;      /* of one element of the key/value cache */
-    size_t allocated;     /* bytes handed out and not released */
+    size_t allocated;     /* bytes of alloc handed out and not released */
     char device[128];     /* what computes, for people: "AMD EPYC 9654 (avx512, 2 threads)" */
-    char isa[16];         /* "avx512" */
+    char isa[16];         /* "avx512", "sm_90" */
 };
 
 extern const struct backend_ops backend_cpu;
-/* By name ("cpu"); ERR_CONFIG lists the names. */
+extern const struct backend_ops backend_cuda; /* a build without CUDA has one whose open says so */
+/* All of them, NULL after the last. */
+extern const struct backend_ops *const backends_all[];
+
+/* By name; ERR_CONFIG lists the names. */
 int  backend_open(struct backend *be, const char *kind, const struct backend_opts *opts);
 void backend_close(struct backend *be); /* a zeroed struct is fine */
+/* For backends: opts->threads with 0 resolved. ERR_CONFIG when it is out of range. */
+int  backend_threads(const struct backend_opts *opts, int *out);
 #endif

@@ -4,15 +4,15 @@
 #include "engine/backend.h"
 #include "engine/err.h"
 #include "kernels/cpu.h"
+#include "kernels/read.h"
 #include <errno.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { ALIGN = 64, MAP_FROM_BYTES = 1 << 20, THREADS_MAX = 1024 };
+enum { ALIGN = 64, MAP_FROM_BYTES = 1 << 20 };
 
 struct block {
     void *p;
@@ -29,15 +29,6 @@ struct cpu {
 static struct cpu *cpu_of(const struct backend *be)
 {
     return be->self;
-}
-
-static int usable_cores(void)
-{
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0)
-        return CPU_COUNT(&set);
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n > 0 ? (int)n : 1;
 }
 
 /* The processor's name as Linux tells it, "CPU" where it does not. */
@@ -58,6 +49,21 @@ static void read_cpu_name(char *out, size_t cap)
         fclose(f);
 }
 
+static void cpu_describe(FILE *out)
+{
+    char name[80];
+    int cores = 0;
+    const double gib = (double)sysconf(_SC_PAGESIZE) / (1 << 30);
+    read_cpu_name(name, sizeof name);
+    backend_threads(&(struct backend_opts){.threads = 0}, &cores);
+    fprintf(out, "cpu: %s\n    %d core%s, %.1f GiB of memory, %.1f GiB free\n    kernels:", name, cores,
+            cores == 1 ? "" : "s", gib * (double)sysconf(_SC_PHYS_PAGES),
+            gib * (double)sysconf(_SC_AVPHYS_PAGES));
+    for (int i = 0; cpu_kernels_at(i); i++)
+        fprintf(out, " %s", cpu_kernels_at(i)->name);
+    fputc('\n', out);
+}
+
 static int find_kernels(const char *isa, const struct cpu_kernels **out)
 {
     char names[128] = "auto";
@@ -74,9 +80,8 @@ static int cpu_open(struct backend *be, const struct backend_opts *opts)
 {
     char name[80];
     const struct cpu_kernels *kernels = NULL;
-    if (opts->threads < 0 || opts->threads > THREADS_MAX)
-        FAIL(ERR_CONFIG, "device threads: expected 0 (all cores) to %d, found %d", THREADS_MAX,
-             opts->threads);
+    int threads = 0;
+    TRY(backend_threads(opts, &threads));
     TRY(find_kernels(opts->isa, &kernels));
     struct cpu *cpu = calloc(1, sizeof *cpu);
     if (!cpu)
@@ -84,7 +89,8 @@ static int cpu_open(struct backend *be, const struct backend_opts *opts)
     cpu->kernels = kernels;
     be->self = cpu;
     be->kv_bytes = sizeof(float);
-    be->threads = opts->threads ? opts->threads : usable_cores();
+    be->host_reads = 1;
+    be->threads = threads;
     read_cpu_name(name, sizeof name);
     snprintf(be->isa, sizeof be->isa, "%s", kernels->name);
     snprintf(be->device, sizeof be->device, "%s (%s, %d thread%s)", name, kernels->name, be->threads,
@@ -160,6 +166,13 @@ static void cpu_release(struct backend *be, void *p)
         }
 }
 
+/* Untouched pages of a map cost nothing, so what is free now is no limit. */
+static size_t cpu_available(struct backend *be)
+{
+    (void)be;
+    return SIZE_MAX;
+}
+
 static int cpu_copy(struct backend *be, void *dst, const void *src, size_t bytes)
 {
     (void)be;
@@ -183,6 +196,24 @@ static int cpu_matrix(struct backend *be, struct matrix *w, int k, const struct 
     *w = (struct matrix){.n = n, .k = k, .data = data};
     matrix_pack(w, parts, n_parts, flags, be->threads);
     return 0;
+}
+
+static size_t cpu_act_bytes(const struct backend *be, int rows, int k)
+{
+    (void)be;
+    return (size_t)rows * (size_t)k * sizeof(float);
+}
+
+static size_t cpu_gemm_bytes(const struct backend *be, int k)
+{
+    return (size_t)be->threads * gemm_scratch(k) * sizeof(float);
+}
+
+static size_t cpu_attention_bytes(const struct backend *be, int rows, int heads, int kv_heads, int head_dim,
+                                  int cap)
+{
+    (void)rows;
+    return (size_t)be->threads * attention_scratch(heads, kv_heads, head_dim, cap) * sizeof(float);
 }
 
 static int cpu_embed(struct backend *be, const struct embed *a)
@@ -243,6 +274,12 @@ static int cpu_logits(struct backend *be, const struct logits *a)
     return 0;
 }
 
+static int cpu_read(struct backend *be, const void *data, size_t bytes, uint64_t *sum)
+{
+    *sum = read_memory(&(struct read){.data = data, .bytes = bytes, .threads = be->threads});
+    return 0;
+}
+
 static int cpu_sync(struct backend *be)
 {
     (void)be;
@@ -251,13 +288,19 @@ static int cpu_sync(struct backend *be)
 
 const struct backend_ops backend_cpu = {
     .name = "cpu",
+    .describe = cpu_describe,
     .open = cpu_open,
     .close = cpu_close,
     .alloc = cpu_alloc,
+    .alloc_host = cpu_alloc,
     .release = cpu_release,
+    .available = cpu_available,
     .upload = cpu_copy,
     .download = cpu_copy,
     .matrix = cpu_matrix,
+    .act_bytes = cpu_act_bytes,
+    .gemm_bytes = cpu_gemm_bytes,
+    .attention_bytes = cpu_attention_bytes,
     .embed = cpu_embed,
     .rmsnorm = cpu_rmsnorm,
     .gemm = cpu_gemm,
@@ -267,5 +310,6 @@ const struct backend_ops backend_cpu = {
     .attention = cpu_attention,
     .kv_move = cpu_kv_move,
     .logits = cpu_logits,
+    .read = cpu_read,
     .sync = cpu_sync,
 };

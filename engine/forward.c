@@ -20,21 +20,29 @@ struct scratch {
     int *keep;                /* owned [max_rows], host: 0, 1, 2, ... for commits of whole blocks */
     unsigned char *in_place;  /* owned [max_rows], host: the row and its ancestors have cell = position */
     struct forward_row *rows; /* owned [max_rows], host: a block of prefill */
-    float *x, *h;             /* backend [max_rows, hidden]: residual stream, its norm */
-    float *qkv, *attended; /* backend [max_rows, (heads + 2 kv_heads) head_dim], [max_rows, heads head_dim] */
-    float *ffn, *cos_sin;  /* backend [max_rows, ffn], [max_rows, head_dim] */
-    float *gemm, *attention; /* backend, the kernels' own scratch, [threads] each */
+    float *x, *qkv, *cos_sin; /* backend [max_rows, hidden], the residual stream, [max_rows, (heads + 2
+                                 kv_heads) head_dim], [max_rows, head_dim] */
+    void *h, *attended, *ffn; /* backend acts [max_rows, hidden], the stream's norm, [max_rows, heads
+                                 head_dim], [max_rows, ffn] */
+    float *gemm, *attention;  /* backend, the kernels' own scratch */
+    void *copy_logits, *copy_stats; /* host memory of the backend, what forward.host_* point to; NULL where
+                                       they are aliases */
 };
+
+static int alloc_bytes(struct backend *be, size_t bytes, float **out)
+{
+    void *p = NULL;
+    TRY(be->ops->alloc(be, bytes, &p));
+    *out = p;
+    return 0;
+}
 
 static int alloc_floats(struct backend *be, size_t a, size_t b, float **out)
 {
-    void *p = NULL;
     size_t n;
     if (__builtin_mul_overflow(a, b, &n) || __builtin_mul_overflow(n, sizeof(float), &n))
         FAIL(ERR_MEMORY, "forward: %zu x %zu floats are more bytes than an address can say", a, b);
-    TRY(be->ops->alloc(be, n, &p));
-    *out = p;
-    return 0;
+    return alloc_bytes(be, n, out);
 }
 
 static size_t max_size(size_t a, size_t b)
@@ -42,29 +50,43 @@ static size_t max_size(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-static int alloc_activations(struct forward *f, int max_logit_rows)
+static int alloc_activations(struct forward *f)
 {
     struct scratch *s = f->scratch;
     struct backend *be = f->model->be;
+    const struct backend_ops *ops = be->ops;
     const struct model_config *c = &f->model->cfg;
-    const size_t rows = (size_t)f->max_rows, threads = (size_t)be->threads,
-                 logit_rows = (size_t)max_logit_rows;
-    const size_t q = (size_t)c->heads * (size_t)c->head_dim, kv = (size_t)c->kv_heads * (size_t)c->head_dim;
-    const size_t gemm =
-        max_size(max_size(gemm_scratch(c->hidden), gemm_scratch(c->ffn)), gemm_scratch((int)q));
-    const size_t attention = attention_scratch(c->heads, c->kv_heads, c->head_dim, f->kv->cap);
-    void *stats = NULL;
+    const size_t rows = (size_t)f->max_rows;
+    const int q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+    const size_t gemm = max_size(max_size(ops->gemm_bytes(be, c->hidden), ops->gemm_bytes(be, c->ffn)),
+                                 ops->gemm_bytes(be, q));
     TRY(alloc_floats(be, rows, (size_t)c->hidden, &s->x));
-    TRY(alloc_floats(be, rows, (size_t)c->hidden, &s->h));
-    TRY(alloc_floats(be, rows, q + 2 * kv, &s->qkv));
-    TRY(alloc_floats(be, rows, q, &s->attended));
-    TRY(alloc_floats(be, rows, (size_t)c->ffn, &s->ffn));
+    TRY(alloc_floats(be, rows, (size_t)q + 2 * (size_t)kv, &s->qkv));
     TRY(alloc_floats(be, rows, (size_t)c->head_dim, &s->cos_sin));
-    TRY(alloc_floats(be, threads, gemm, &s->gemm));
-    TRY(alloc_floats(be, threads, attention, &s->attention));
-    TRY(alloc_floats(be, logit_rows, (size_t)c->vocab, &f->logits));
-    TRY(be->ops->alloc(be, logit_rows * sizeof *f->stats, &stats));
+    TRY(ops->alloc(be, ops->act_bytes(be, f->max_rows, c->hidden), &s->h));
+    TRY(ops->alloc(be, ops->act_bytes(be, f->max_rows, q), &s->attended));
+    TRY(ops->alloc(be, ops->act_bytes(be, f->max_rows, c->ffn), &s->ffn));
+    TRY(alloc_bytes(be, gemm, &s->gemm));
+    return alloc_bytes(be,
+                       ops->attention_bytes(be, f->max_rows, c->heads, c->kv_heads, c->head_dim, f->kv->cap),
+                       &s->attention);
+}
+
+static int alloc_logits(struct forward *f)
+{
+    struct scratch *s = f->scratch;
+    struct backend *be = f->model->be;
+    const size_t rows = (size_t)f->max_logit_rows, vocab = (size_t)f->model->cfg.vocab;
+    void *stats = NULL;
+    TRY(alloc_floats(be, rows, vocab, &f->logits));
+    TRY(be->ops->alloc(be, rows * sizeof *f->stats, &stats));
     f->stats = stats;
+    if (!be->host_reads) {
+        TRY(be->ops->alloc_host(be, rows * vocab * sizeof *f->logits, &s->copy_logits));
+        TRY(be->ops->alloc_host(be, rows * sizeof *f->stats, &s->copy_stats));
+    }
+    f->host_logits = be->host_reads ? f->logits : s->copy_logits;
+    f->host_stats = be->host_reads ? f->stats : s->copy_stats;
     return 0;
 }
 
@@ -106,7 +128,9 @@ int forward_init(struct forward *f, struct model *m, struct kv *kv, int max_rows
         FAIL(ERR_MEMORY, "forward: out of memory");
     int rc = alloc_plan(&new);
     if (rc == 0)
-        rc = alloc_activations(&new, max_logit_rows);
+        rc = alloc_activations(&new);
+    if (rc == 0)
+        rc = alloc_logits(&new);
     if (rc == 0)
         *f = new;
     else
@@ -119,8 +143,9 @@ void forward_deinit(struct forward *f)
     struct scratch *s = f->scratch;
     if (s) {
         struct backend *be = f->model->be;
-        void *const lent[] = {s->device,  s->x,    s->h,         s->qkv,    s->attended, s->ffn,
-                              s->cos_sin, s->gemm, s->attention, f->logits, f->stats};
+        void *const lent[] = {s->device, s->x,           s->h,         s->qkv,       s->attended,
+                              s->ffn,    s->cos_sin,     s->gemm,      s->attention, f->logits,
+                              f->stats,  s->copy_logits, s->copy_stats};
         for (size_t i = 0; i < sizeof lent / sizeof *lent; i++)
             be->ops->release(be, lent[i]);
         free(s->staging);
@@ -201,7 +226,7 @@ static int run_norm(const struct forward *f, const float *w)
     return be->ops->rmsnorm(be, &a);
 }
 
-static struct gemm product(const struct forward *f, const struct matrix *w, const float *x, float *y)
+static struct gemm product(const struct forward *f, const struct matrix *w, const void *x, void *y)
 {
     const struct scratch *s = f->scratch;
     return (struct gemm){
@@ -295,6 +320,18 @@ static int run_head(const struct forward *f, unsigned flags)
     return m->be->ops->logits(m->be, &stats);
 }
 
+/* Where the host cannot read the backend's memory: the rows of this pass, in order behind it. */
+static int copy_to_host(const struct forward *f, int n)
+{
+    const struct scratch *s = f->scratch;
+    struct backend *be = f->model->be;
+    const size_t rows = (size_t)n, vocab = (size_t)f->model->cfg.vocab;
+    if (!s->copy_logits)
+        return 0;
+    TRY(be->ops->download(be, s->copy_stats, f->stats, rows * sizeof *f->stats));
+    return be->ops->download(be, s->copy_logits, f->logits, rows * vocab * sizeof *f->logits);
+}
+
 int forward_run(struct forward *f, const struct forward_row *rows, int n, unsigned flags)
 {
     struct scratch *s = f->scratch;
@@ -305,8 +342,10 @@ int forward_run(struct forward *f, const struct forward_row *rows, int n, unsign
              flags & FORWARD_LOGITS ? " with logits" : "", n);
     TRY(plan(f, rows, n));
     TRY(run_layers(f, flags));
-    if (flags & FORWARD_LOGITS)
+    if (flags & FORWARD_LOGITS) {
         TRY(run_head(f, flags));
+        TRY(copy_to_host(f, n));
+    }
     TRY(f->model->be->ops->sync(f->model->be));
     for (int i = 0; i < n; i++)
         f->kv->slot[rows[i].slot].used = s->next[rows[i].slot];

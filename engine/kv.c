@@ -7,6 +7,20 @@
 
 enum { CAP_MAX = 1 << 28 };
 
+/* Before anything is allocated: what does fit, in the words of an experiment. */
+static int check_room(const struct kv *kv)
+{
+    const size_t room = kv->be->ops->available(kv->be), slots = (size_t)kv->slots, cap = (size_t)kv->cap;
+    if (kv->bytes <= room)
+        return 0;
+    FAIL(ERR_MEMORY,
+         "%.0f MiB are needed and %.0f MiB are free on %s; model.max_context would have to leave %zu cells a "
+         "sequence "
+         "(now %zu), or workload.concurrency be at most %zu (now %zu)",
+         (double)kv->bytes / 0x1p20, (double)room / 0x1p20, kv->be->device,
+         room / (kv->bytes / cap) / KV_BLOCK * KV_BLOCK, cap, room / (kv->bytes / slots), slots);
+}
+
 static int alloc_layers(struct kv *kv, const struct model_config *cfg)
 {
     const size_t width = (size_t)cfg->kv_heads * (size_t)cfg->head_dim;
@@ -15,6 +29,7 @@ static int alloc_layers(struct kv *kv, const struct model_config *cfg)
         __builtin_mul_overflow(bytes, 2 * (size_t)kv->n_layers, &kv->bytes))
         FAIL(ERR_MEMORY, "kv: %d slots of %d cells are more bytes than an address can say", kv->slots,
              kv->cap);
+    TRY(check_room(kv));
     for (int i = 0; i < kv->n_layers; i++) {
         struct kv_layer *l = &kv->layers[i];
         *l = (struct kv_layer){

@@ -129,12 +129,27 @@ static int load_all(struct build *b)
     return 0;
 }
 
+/* Weights in BF16, before the first is read. */
+static int check_room(struct backend *be, const struct model_config *cfg)
+{
+    const double needed = 2 * (double)model_config_params(cfg), room = (double)be->ops->available(be);
+    if (needed <= room)
+        return 0;
+    FAIL(ERR_MEMORY,
+         "the weights need %.0f MiB and %.0f MiB are free on %s: a smaller model, or a device with more free "
+         "memory, "
+         "would do",
+         needed / 0x1p20, room / 0x1p20, be->device);
+}
+
 static int build_from(struct model *m, struct backend *be, const struct model_config *cfg,
                       struct checkpoint *ckpt, uint64_t seed)
 {
     struct model new = {.be = be, .cfg = *cfg};
     struct build b = {.m = &new, .from = {.ckpt = ckpt, .seed = seed, .threads = be->threads}};
-    int rc = load_all(&b);
+    int rc = check_room(be, cfg);
+    if (rc == 0)
+        rc = load_all(&b);
     if (rc == 0 && ckpt)
         rc = checkpoint_unused(ckpt, cfg->tied);
     free(b.vector);

@@ -20,8 +20,7 @@ static const char *rule_choice(int i)
 
 static const char *device_choice(int i)
 {
-    static const char *const words[] = {"cpu", NULL};
-    return words[i];
+    return backends_all[i] ? backends_all[i]->name : NULL;
 }
 
 static const char *isa_choice(int i)

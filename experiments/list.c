@@ -1,14 +1,13 @@
 /* list: what this build and this machine have. */
 #include "drafts/drafts.h"
+#include "engine/backend.h"
 #include "engine/err.h"
 #include "engine/model_config.h"
 #include "experiments/commands.h"
 #include "experiments/config.h"
-#include "kernels/cpu.h"
 #include <argp.h>
 #include <dirent.h>
 #include <errno.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -84,40 +83,10 @@ static int list_rules(void)
     return 0;
 }
 
-/* "model name" of /proc/cpuinfo, into buf. */
-static void cpu_model(char *buf, size_t n)
-{
-    static const char key[] = "model name";
-    char line[512];
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    snprintf(buf, n, "unknown processor");
-    if (!f)
-        return;
-    while (fgets(line, sizeof line, f)) {
-        char *value = strchr(line, ':');
-        if (strncmp(line, key, sizeof key - 1) != 0 || !value)
-            continue;
-        value[strcspn(value, "\n")] = 0;
-        snprintf(buf, n, "%s", value + 1 + strspn(value + 1, " "));
-        break;
-    }
-    fclose(f);
-}
-
 static int list_devices(void)
 {
-    char model[256];
-    cpu_set_t mine;
-    cpu_model(model, sizeof model);
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    if (sched_getaffinity(0, sizeof mine, &mine) == 0)
-        cores = CPU_COUNT(&mine);
-    double page = (double)sysconf(_SC_PAGESIZE) / (1 << 30);
-    printf("cpu: %s\n    %ld cores, %.1f GiB of memory, %.1f GiB free\n    kernels:", model, cores,
-           page * (double)sysconf(_SC_PHYS_PAGES), page * (double)sysconf(_SC_AVPHYS_PAGES));
-    for (int i = 0; cpu_kernels_at(i); i++)
-        printf(" %s", cpu_kernels_at(i)->name);
-    putchar('\n');
+    for (int i = 0; backends_all[i]; i++)
+        backends_all[i]->describe(stdout);
     return 0;
 }
 

@@ -1,6 +1,6 @@
 /* loop: the step, from top to bottom of this file's last function: propose, verify, accept, commit, observe,
- * record. The pass's logits are read where the backend left them, once it has synchronised; see struct
- * forward. Nothing is allocated. */
+ * record. The pass's logits are read on the host, once the backend has synchronised; see struct forward.
+ * Nothing is allocated. */
 #include "spec/loop.h"
 #include "engine/err.h"
 #include "spec/loop_state.h"
@@ -163,7 +163,7 @@ static int accept_one(struct spec *s, int i)
     struct seq *q = &s->seq[slot];
     const struct accept_args args = {.tree = &p->tree[i],
                                      .logits = logit_row(s, row),
-                                     .stats = s->fwd.stats + row,
+                                     .stats = s->fwd.host_stats + row,
                                      .vocab = s->model->cfg.vocab,
                                      .sampling = &s->opts.sampling,
                                      .request = q->request,

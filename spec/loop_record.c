@@ -5,7 +5,7 @@
 
 static float log_p_of(const struct spec *s, int row, int token)
 {
-    return logit_row(s, row)[token] - s->fwd.stats[row].lse;
+    return logit_row(s, row)[token] - s->fwd.host_stats[row].lse;
 }
 
 static void record_nodes(const struct spec *s, int i, struct node_record *out)
@@ -14,7 +14,7 @@ static void record_nodes(const struct spec *s, int i, struct node_record *out)
     for (int k = 0; k < tree->n; k++) {
         const struct tree_node *node = &tree->nodes[k];
         int row = s->pass.first_row[i] + 1 + node->parent;
-        const struct logit_stats *st = &s->fwd.stats[row];
+        const struct logit_stats *st = &s->fwd.host_stats[row];
         out[k] =
             (struct node_record){.token = node->token,
                                  .parent = node->parent,

@@ -52,7 +52,7 @@ struct spec {
 
 static inline const float *logit_row(const struct spec *s, int row)
 {
-    return s->fwd.logits + (size_t)row * (size_t)s->model->cfg.vocab;
+    return s->fwd.host_logits + (size_t)row * (size_t)s->model->cfg.vocab;
 }
 
 /* The record of the i-th active sequence, times aside. */

@@ -28,7 +28,7 @@ START_TEST(an_unknown_backend_or_instruction_set_lists_what_there_is)
 {
     struct backend b = {.ops = NULL};
     expect_error(backend_open(&b, "tpu", &(struct backend_opts){0}), ERR_CONFIG,
-                 "device 'tpu': expected one of: cpu");
+                 "device 'tpu': expected one of: cpu, cuda");
     expect_error(backend_open(&b, "cpu", &(struct backend_opts){.isa = "mmx"}), ERR_CONFIG,
                  "instruction set 'mmx': this machine has: auto, ");
     expect_error(backend_open(&b, "cpu", &(struct backend_opts){.threads = -1}), ERR_CONFIG, "found -1");

@@ -157,7 +157,7 @@ START_TEST(every_mistake_gets_a_sentence)
         {"workload.ignore_eos: yes", "expected true or false, found 'yes'"},
         {"draft.strategy: ngrams", "found 'ngrams'; did you mean 'ngram'?"},
         {"sampling.rule: zzz", "expected greedy, coupled, rejection or relaxed, found 'zzz'"},
-        {"device.kind: tpu", "device.kind: expected cpu, found 'tpu'"},
+        {"device.kind: tpu", "device.kind: expected cpu or cuda, found 'tpu'"},
         {"draft.strategy: {ngram: 1}", "draft.strategy: expected "},
         {"draft.strategy: {ngram: 1}", "found a mapping"},
         {"name: {}", "name: expected text, found a mapping"},
