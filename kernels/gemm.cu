@@ -2,7 +2,7 @@
  * The weights of a tile (16 outputs) are read once from memory for up to 64 rows, straight to registers in the order the tensor cores
  * want them (matrix_pack_cuda), 16 bytes a lane, and are requested before the kernel waits for the activations.
  *
- * order    K in steps of 16, dealt in turn to slices (8 warps a block, `cluster` blocks a tile: gemm_cluster, a function of (n, k) alone);
+ * order    K in steps of 16, dealt in turn to slices (8 warps a block, 1 to 4 blocks a tile: gemm_log2_slices, a function of (n, k) alone);
  *          a slice adds its steps in order, a block its 8 slices in order, the cluster its blocks in order. Nothing depends on rows.
  * launch   grid [cluster, blocks of 64 rows, tiles / tiles a block], block 256, shared up to 44 KB
  * moves    2 n k bytes of weights once a 64 rows, past the first level cache and first to leave the second; each block also reads its
@@ -13,18 +13,19 @@
 #include "kernels/launch.cuh"
 #include <cuda_bf16.h>
 
-enum { TILE = 16, STEP = 16, WARPS = 8, LANES = 32, ROW_BLOCK = 64, MAX_CLUSTER = 4 };
+enum { TILE = 16, STEP = 16, LOG2_WARPS = 3, WARPS = 1 << LOG2_WARPS, LANES = 32, ROW_BLOCK = 64, MAX_CLUSTER = 4 };
 enum epilogue { EPILOGUE_STORE, EPILOGUE_ADD, EPILOGUE_SWIGLU };
 
 struct gemm_args {
     const uint4 *w; /* [tiles][steps][32] fragments */
     const uint2 *x; /* act */
     void *y;
-    int n, rows, tiles, steps;
+    int n, rows, tiles, steps, log2_slices;
     enum epilogue epilogue;
 };
 
-/* Weights pass by: not kept in the first level, first to be replaced in the second. */
+/* Weights pass by: not kept in the first level, first to be replaced in the second. The load is not `.nc`, which the assembler would move
+ * behind the dependency wait. */
 __device__ static uint64_t evict_first(void)
 {
     uint64_t policy;
@@ -35,7 +36,7 @@ __device__ static uint64_t evict_first(void)
 __device__ static uint4 load_weights(const uint4 *at, uint64_t policy)
 {
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+    asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(at), "l"(policy));
     return v;
@@ -61,11 +62,10 @@ __device__ static float4 add(float4 a, float4 b)
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
-__device__ static unsigned cluster_blocks(void)
+/* At the start, with nothing to publish yet. */
+__device__ static void cluster_arrive_relaxed(void)
 {
-    unsigned n;
-    asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(n));
-    return n;
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 
 __device__ static void cluster_arrive(void)
@@ -90,42 +90,40 @@ __device__ static void store_first(float4 *at, float4 v)
 /* This warp's sums of MT tiles by NT * 8 rows. DEPTH steps of weights are in flight, the first of them before the dependency wait; acts
  * come AHEAD steps at a time. Steps past the last, tiles past n and rows past the last multiply zeros. */
 template <int NT, int MT, int DEPTH, int AHEAD>
-__device__ static void slice_sums(const struct gemm_args &p, int tile, int slice, int slices, float4 (*sum)[NT])
+__device__ static void slice_sums(const struct gemm_args &p, int tile, int slice, float4 (*sum)[NT])
 {
-    const int lane = threadIdx.x % LANES, count = (p.steps - slice + slices - 1) / slices, rows = p.rows - blockIdx.y * ROW_BLOCK;
+    const int lane = threadIdx.x % LANES, count = (p.steps - slice + (1 << p.log2_slices) - 1) >> p.log2_slices;
+    const int rows = p.rows - blockIdx.y * ROW_BLOCK - lane / 4; /* of this lane: its row of tile t exists if t * 8 < rows */
+    const size_t stride = (size_t)LANES << p.log2_slices, size = (size_t)p.steps * LANES;
     const uint64_t policy = evict_first();
-    const uint4 zero = {}, *w = p.w + ((size_t)tile * p.steps + slice) * LANES + lane;
-    const uint2 *x = p.x + ((size_t)blockIdx.y * (ROW_BLOCK / ACT_ROWS) * p.steps + slice) * LANES + lane;
+    const uint4 zero = {}, *w = p.w + tile * size + slice * LANES + lane;
+    const uint2 *x = p.x + blockIdx.y * (ROW_BLOCK / ACT_ROWS) * size + slice * LANES + lane;
     uint4 a[DEPTH][MT];
 #pragma unroll
-    for (int i = 0; i < DEPTH; i++)
+    for (int i = 0; i < DEPTH; i++, w += stride)
 #pragma unroll
         for (int m = 0; m < MT; m++)
-            a[i][m] = i < count && tile + m < p.tiles ? load_weights(w + ((size_t)m * p.steps + i * slices) * LANES, policy) : zero;
+            a[i][m] = i < count && (m == 0 || tile + m < p.tiles) ? load_weights(w + m * size, policy) : zero;
     launch_wait();
 #pragma unroll 1
-    for (int s = 0; s < count; s += DEPTH)
+    for (int left = count; left > 0; left -= DEPTH)
 #pragma unroll
         for (int g = 0; g < DEPTH; g += AHEAD) {
             uint2 b[AHEAD][NT];
 #pragma unroll
-            for (int i = 0; i < AHEAD; i++)
+            for (int i = 0; i < AHEAD; i++, x += stride)
 #pragma unroll
                 for (int t = 0; t < NT; t++)
-                    b[i][t] = s + g + i < count && t * ACT_ROWS + lane / 4 < rows
-                                  ? load_act(x + ((size_t)t * p.steps + (s + g + i) * slices) * LANES)
-                                  : make_uint2(0, 0);
+                    b[i][t] = g + i < left && t * ACT_ROWS < rows ? load_act(x + t * size) : make_uint2(0, 0);
 #pragma unroll
-            for (int i = 0; i < AHEAD; i++)
+            for (int i = 0; i < AHEAD; i++, w += stride)
 #pragma unroll
                 for (int m = 0; m < MT; m++) {
 #pragma unroll
                     for (int t = 0; t < NT; t++)
                         mma(&sum[m][t], a[g + i][m], b[i][t]);
-                    const int next = s + g + i + DEPTH;
-                    a[g + i][m] = next < count && tile + m < p.tiles
-                                      ? load_weights(w + ((size_t)m * p.steps + next * slices) * LANES, policy)
-                                      : zero;
+                    a[g + i][m] = g + i + DEPTH < left && (m == 0 || tile + m < p.tiles) ? load_weights(w + m * size, policy)
+                                                                                         : zero;
                 }
         }
 }
@@ -161,17 +159,17 @@ __device__ static void write(const struct gemm_args &p, int tile, int first, flo
 /* NT tiles of 8 rows by MT tiles of 16 outputs a block. MT = 2, where there are tiles enough, halves the acts' way through the caches and has
  * no cluster: its launch gives one block a tile pair. */
 template <int NT, int MT, int DEPTH, int AHEAD, int BLOCKS>
-__global__ void __launch_bounds__(WARPS *LANES, BLOCKS) gemm_kernel(const struct gemm_args p)
+static __global__ void __launch_bounds__(WARPS *LANES, BLOCKS) gemm_kernel(const struct gemm_args p)
 {
     launch_trigger();
     __shared__ float4 part[WARPS][NT][LANES];
     __shared__ float4 block[MT == 1 ? MAX_CLUSTER - 1 : 1][NT][LANES];
     const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES, tile = blockIdx.z * MT;
-    const int cluster = MT == 1 ? cluster_blocks() : 1, rank = MT == 1 ? blockIdx.x : 0;
+    const int cluster = MT == 1 ? (1 << p.log2_slices) / WARPS : 1, rank = MT == 1 ? blockIdx.x : 0;
     float4 sum[MT][NT] = {};
     if (cluster > 1)
-        cluster_arrive(); /* the first block runs: its memory may be written */
-    slice_sums<NT, MT, DEPTH, AHEAD>(p, tile, rank * WARPS + warp, cluster * WARPS, sum);
+        cluster_arrive_relaxed(); /* the first block runs: its memory may be written */
+    slice_sums<NT, MT, DEPTH, AHEAD>(p, tile, rank * WARPS + warp, sum);
 #pragma unroll
     for (int m = 0; m < MT; m++) {
         if (m > 0)
@@ -202,15 +200,15 @@ __global__ void __launch_bounds__(WARPS *LANES, BLOCKS) gemm_kernel(const struct
     }
 }
 
-/* Blocks a tile. One, unless its warps cannot hold their whole share of K in flight and there are too few tiles to fill the device:
- * then the next power of two that does either. */
-static int gemm_cluster(int tiles, int steps)
+/* Slices of K: 8 warps, in one block unless they cannot hold their whole share of K in flight and there are too few tiles to fill the
+ * device: then in the next 2 or 4 blocks that do either. */
+static int gemm_log2_slices(int tiles, int steps)
 {
     enum { IN_FLIGHT = 8, FULL = 288 };
-    int c = 1;
-    while (c < MAX_CLUSTER && steps > c * WARPS * IN_FLIGHT && tiles * c * 2 <= FULL)
-        c *= 2;
-    return c;
+    int blocks = 0;
+    while (1 << blocks < MAX_CLUSTER && steps > (WARPS * IN_FLIGHT) << blocks && tiles << (blocks + 1) <= FULL)
+        blocks++;
+    return LOG2_WARPS + blocks;
 }
 
 static int launch_gemm(const struct gemm *a, enum epilogue epilogue, void *stream)
@@ -224,10 +222,11 @@ static int launch_gemm(const struct gemm *a, enum epilogue epilogue, void *strea
     p.rows = a->rows;
     p.tiles = (w->n + TILE - 1) / TILE;
     p.steps = (w->k + STEP - 1) / STEP;
+    p.log2_slices = gemm_log2_slices(p.tiles, p.steps);
     p.epilogue = epilogue;
     const int nt = (a->rows < ROW_BLOCK ? a->rows + ACT_ROWS - 1 : ROW_BLOCK) / ACT_ROWS, pairs = nt > 2 && p.tiles >= 512;
     struct launch l = {};
-    l.cluster = pairs ? 1 : gemm_cluster(p.tiles, p.steps);
+    l.cluster = (1 << p.log2_slices) / WARPS;
     l.grid = dim3(l.cluster, (a->rows + ROW_BLOCK - 1) / ROW_BLOCK, pairs ? (p.tiles + 1) / 2 : p.tiles);
     l.block = dim3(WARPS * LANES);
     l.stream = stream;
