@@ -169,53 +169,48 @@ static __global__ void __launch_bounds__(THREADS) attention_merge(const __grid_c
     }
 }
 
-/* Positions up to the job's last, from the first; y only when the job went through. */
-template <int DIM, int TILES>
-static __device__ bool walk(struct shared<DIM, TILES> *sh, const struct view *a, const struct job *j,
-                            int common)
-{
-    struct part<DIM, TILES> c, all;
-    part_clear(&all);
-    if (!attend<DIM, TILES>(sh, a, j, 0, j->last + 1, common, &c, &all))
-        return false;
-    store_part(a, j, &all);
-    return true;
-}
-
 template <int DIM, int TILES>
 static __global__ void __launch_bounds__(THREADS) attention_walk(const __grid_constant__ struct view a)
 {
     extern __shared__ __align__(16) unsigned char memory[];
     struct shared<DIM, TILES> *sh = (struct shared<DIM, TILES> *)memory;
     const int kv_head = blockIdx.y, tile = 16 * TILES / a.group;
-    const int first = (int)(gridDim.x - 1 - blockIdx.x) * tile,
-              count = min(tile, a.n - first); /* long rows first */
+    const int first = (int)(gridDim.x - 1 - blockIdx.x) * tile; /* long rows first */
+    const int end = min(first + tile, a.n);
     bool chain = true;
     launch_trigger();
     launch_wait();
-    for (int i = threadIdx.x % 32; i < count; i += 32)
-        chain = chain && a.slot[first + i] == a.slot[first] && a.base[first + i] > a.pos[first + i];
-    if (__all_sync(0xffffffffu, chain)) {
-        const struct job j = job_shared(&a, first, count, kv_head);
-        if (walk(sh, &a, &j, common_end(&a, first, count)))
-            return;
-    }
-    for (int row = first; row < first + count; row++) {
-        const struct job j = job_alone(&a, row, kv_head);
-        walk(sh, &a, &j, j.last + 1);
+    for (int i = first + (int)threadIdx.x % 32; i < end; i += 32)
+        chain = chain && a.slot[i] == a.slot[first] && a.base[i] > a.pos[i];
+    bool together = __all_sync(0xffffffffu, chain);
+    for (int row = first; row < end;) {
+        const struct job j =
+            together ? job_shared(&a, first, end - first, kv_head) : job_alone(&a, row, kv_head);
+        struct part<DIM, TILES> c, all;
+        part_clear(&all);
+        if (attend<DIM, TILES>(sh, &a, &j, 0, j.last + 1, common_end(&a, row, j.count), &c, &all)) {
+            store_part(&a, &j, &all);
+            row += j.count;
+        } else {
+            together = false;
+        }
     }
 }
 
-template <int DIM, int TILES> static int run(const struct view *a, void *stream)
+/* MANY: m tiles where one does not hold all rows. */
+template <int DIM, int MANY> static int run(const struct view *a, void *stream)
 {
-    if (a->group > 16 * TILES)
+    const bool few = a->n * a->group <= 16, split = a->n <= SPLIT_ROWS;
+    if (a->group > 16 * MANY)
         return cudaErrorInvalidValue;
-    const int tile = 16 * TILES / a->group;
-    const bool split = a->n <= SPLIT_ROWS;
-    void (*const kernel)(struct view) = split ? attention_split<DIM, TILES> : attention_walk<DIM, TILES>;
-    const dim3 grid = split ? dim3((unsigned)a->chunks, (unsigned)a->kv_heads, (unsigned)a->n)
-                            : dim3((unsigned)((a->n + tile - 1) / tile), (unsigned)a->kv_heads);
-    const struct launch main = {grid, dim3(THREADS), sizeof(struct shared<DIM, TILES>), 0, stream};
+    const int tile = 16 * (few ? 1 : MANY) / a->group;
+    void (*const kernel)(struct view) = few     ? attention_split<DIM, 1>
+                                        : split ? attention_split<DIM, MANY>
+                                                : attention_walk<DIM, MANY>;
+    const struct launch main = {
+        split ? dim3((unsigned)a->chunks, (unsigned)a->kv_heads, (unsigned)a->n)
+              : dim3((unsigned)((a->n + tile - 1) / tile), (unsigned)a->kv_heads),
+        dim3(THREADS), few ? sizeof(struct shared<DIM, 1>) : sizeof(struct shared<DIM, MANY>), 0, stream};
     const struct launch merge = {dim3((unsigned)((a->n * a->heads + WARPS - 1) / WARPS)), dim3(THREADS), 0, 0,
                                  stream};
     const int rc = launch_kernel(&main, kernel, *a);
@@ -253,14 +248,13 @@ KERN_API int attention_cuda(const struct attention *a, void *stream)
                               kv->cap,
                               chunks,
                               a->scale * 1.44269504f};
-    const bool few = rows->n * group <= 16;
     if (rows->n == 0)
         return 0;
     if (kv->head_dim <= 64)
-        return few ? run<64, 1>(&view, stream) : run<64, 4>(&view, stream);
+        return run<64, 4>(&view, stream);
     if (kv->head_dim <= 128)
-        return few ? run<128, 1>(&view, stream) : run<128, 4>(&view, stream);
+        return run<128, 4>(&view, stream);
     if (kv->head_dim <= 256)
-        return few ? run<256, 1>(&view, stream) : run<256, 2>(&view, stream);
+        return run<256, 2>(&view, stream);
     return cudaErrorInvalidValue;
 }

@@ -33,20 +33,25 @@ __device__ static uint64_t evict_first(void)
     return policy;
 }
 
-__device__ static uint4 load_weights(const uint4 *at, uint64_t policy)
+/* Loads of what may not exist, zeros then. The choice is made inside: a choice in C++ becomes copies of registers just requested, and a
+ * copy waits for them. */
+__device__ static uint4 load_weights(const uint4 *at, int exists, uint64_t policy)
 {
     uint4 v;
-    asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(at), "l"(policy));
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %6, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n\t"
+                 "@p ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5; }"
+                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+                 : "l"(at), "l"(policy), "r"(exists));
     return v;
 }
 
-/* Volatile, so that it stays behind the dependency wait. */
-__device__ static uint2 load_act(const uint2 *at)
+__device__ static uint2 load_act(const uint2 *at, int exists)
 {
     uint2 v;
-    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(at));
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0;\n\t"
+                 "@p ld.global.v2.u32 {%0, %1}, [%2]; }"
+                 : "=&r"(v.x), "=&r"(v.y)
+                 : "l"(at), "r"(exists));
     return v;
 }
 
@@ -96,14 +101,14 @@ __device__ static void slice_sums(const struct gemm_args &p, int tile, int slice
     const int rows = p.rows - blockIdx.y * ROW_BLOCK - lane / 4; /* of this lane: its row of tile t exists if t * 8 < rows */
     const size_t stride = (size_t)LANES << p.log2_slices, size = (size_t)p.steps * LANES;
     const uint64_t policy = evict_first();
-    const uint4 zero = {}, *w = p.w + tile * size + slice * LANES + lane;
+    const uint4 *w = p.w + tile * size + slice * LANES + lane;
     const uint2 *x = p.x + blockIdx.y * (ROW_BLOCK / ACT_ROWS) * size + slice * LANES + lane;
     uint4 a[DEPTH][MT];
 #pragma unroll
     for (int i = 0; i < DEPTH; i++, w += stride)
 #pragma unroll
         for (int m = 0; m < MT; m++)
-            a[i][m] = i < count && (m == 0 || tile + m < p.tiles) ? load_weights(w + m * size, policy) : zero;
+            a[i][m] = load_weights(w + m * size, i < count && (m == 0 || tile + m < p.tiles), policy);
     launch_wait();
 #pragma unroll 1
     for (int left = count; left > 0; left -= DEPTH)
@@ -114,7 +119,7 @@ __device__ static void slice_sums(const struct gemm_args &p, int tile, int slice
             for (int i = 0; i < AHEAD; i++, x += stride)
 #pragma unroll
                 for (int t = 0; t < NT; t++)
-                    b[i][t] = g + i < left && t * ACT_ROWS < rows ? load_act(x + t * size) : make_uint2(0, 0);
+                    b[i][t] = load_act(x + t * size, g + i < left && t * ACT_ROWS < rows);
 #pragma unroll
             for (int i = 0; i < AHEAD; i++, w += stride)
 #pragma unroll
@@ -122,8 +127,7 @@ __device__ static void slice_sums(const struct gemm_args &p, int tile, int slice
 #pragma unroll
                     for (int t = 0; t < NT; t++)
                         mma(&sum[m][t], a[g + i][m], b[i][t]);
-                    a[g + i][m] = g + i + DEPTH < left && (m == 0 || tile + m < p.tiles) ? load_weights(w + m * size, policy)
-                                                                                         : zero;
+                    a[g + i][m] = load_weights(w + m * size, g + i + DEPTH < left && (m == 0 || tile + m < p.tiles), policy);
                 }
         }
 }
