@@ -240,7 +240,7 @@ static int launch_gemm(const struct gemm *a, enum epilogue epilogue, void *strea
         return launch_kernel(&l, gemm_kernel<2, 1, 8, 4, 3>, p);
     if (nt <= 4)
         return pairs ? launch_kernel(&l, gemm_kernel<4, 2, 4, 2, 2>, p) : launch_kernel(&l, gemm_kernel<4, 1, 8, 2, 2>, p);
-    return pairs ? launch_kernel(&l, gemm_kernel<8, 2, 3, 1, 2>, p) : launch_kernel(&l, gemm_kernel<8, 1, 4, 1, 2>, p);
+    return pairs ? launch_kernel(&l, gemm_kernel<8, 2, 2, 1, 2>, p) : launch_kernel(&l, gemm_kernel<8, 1, 4, 1, 2>, p);
 }
 
 KERN_API int gemm_cuda(const struct gemm *a, void *stream)
