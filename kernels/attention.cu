@@ -11,13 +11,15 @@
  * any other chunk each has a block of its own. More rows: attention_walk, a block goes through all chunks of
  * a tile of rows and folds in registers: the same bits, no scratch.
  *
- * launch   split: grid [chunks of cap, kv_heads, rows], block 128; merge: grid rows * heads / 4, block 128;
- * blocks beyond their row's position leave at once. walk: grid [tiles, kv_heads], block 128. Shared 45 KB
- * (head_dim 128, one m tile) to 114 KB math     q as the sum of two bf16 (relative error 2^-17), scores f32
- * in units of log2, exponentials rounded to bf16 before they are summed and multiplied, so that weights add
- * up to 1; all sums f32; y rounded to bf16 moves    4 * kv_heads * head_dim bytes a position and tile of
- * rows; 8 + 4 * head_dim bytes a chunk and head to scratch and back roof     memory at few rows; the walk
- * reads keys and values once per 64 / group rows and is bound by the tensor cores */
+ * launch   split: grid [chunks of cap, kv_heads, rows]; merge: grid rows * heads / 4; walk: grid [tiles,
+ *          kv_heads]; block 128. Blocks beyond their row's position leave at once. Shared 26 KB (head_dim 64,
+ *          one m tile) to 108 KB (256, two)
+ * math     q as the sum of two bf16 (relative error 2^-17); scores f32 in units of log2; exponentials rounded
+ *          to bf16 before they are summed and multiplied, so that weights add up to 1; all sums f32
+ * moves    4 * kv_heads * head_dim bytes a position and tile of rows; 8 + 4 * head_dim bytes a chunk and head
+ *          to scratch and back
+ * roof     memory at few rows; the walk reads a key once per 64 / group rows: tensor cores and shared memory
+ */
 #include "kernels/attention_job.cuh"
 #include "kernels/cuda.h"
 #include "kernels/launch.cuh"

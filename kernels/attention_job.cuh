@@ -169,7 +169,7 @@ static __device__ void load_block(bf16 (*to)[DIM + PAD], const bf16 *from, const
 {
     const bf16 *head =
         from + ((size_t)j->slot * (size_t)a->kv_heads + (size_t)j->kv_head) * (size_t)a->cap * (size_t)a->dim;
-#pragma unroll
+#pragma unroll 4 /* all at once keeps more addresses than there are registers */
     for (int i = 0; i < BLOCK * DIM / 8 / THREADS; i++) {
         const int piece = i * THREADS + (int)threadIdx.x, key = piece / (DIM / 8), d = piece % (DIM / 8) * 8,
                   p = begin + key;
