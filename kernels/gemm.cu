@@ -1,19 +1,30 @@
-/* gemm_cuda, swiglu_cuda: bf16 weights as the 16-row operand of mma.m16n8k16, 8 rows of activations as its columns, f32 sums.
- * The weights of a tile (16 outputs) are read once from memory for up to 64 rows, straight to registers in the order the tensor cores
- * want them (matrix_pack_cuda), 16 bytes a lane, and are requested before the kernel waits for the activations.
+/* gemm_cuda, swiglu_cuda: bf16 weights as the 16-row operand of mma.m16n8k16, 8 rows of activations as its
+ * columns, f32 sums. The weights of a tile (16 outputs) are read once from memory for up to 64 rows, straight
+ * to registers in the order the tensor cores want them (matrix_pack_cuda), 16 bytes a lane, and are requested
+ * before the kernel waits for the activations.
  *
- * order    K in steps of 16, dealt in turn to slices (8 warps a block, 1 to 4 blocks a tile: gemm_log2_slices, a function of (n, k) alone);
- *          a slice adds its steps in order, a block its 8 slices in order, the cluster its blocks in order. Nothing depends on rows.
- * launch   grid [cluster, blocks of 64 rows, tiles / tiles a block], block 256, shared up to 44 KB
- * moves    2 n k bytes of weights once a 64 rows, past the first level cache and first to leave the second; each block also reads its
+ * order    K in steps of 16, dealt in turn to slices (8 warps a block, 1 to 4 blocks a tile:
+ * gemm_log2_slices, a function of (n, k) alone); a slice adds its steps in order, a block its 8 slices in
+ * order, the cluster its blocks in order. Nothing depends on rows. launch   grid [blocks a tile, blocks of 64
+ * rows, tiles or pairs of tiles], so n <= 16 * 65535; block 256, shared 6 to 44 KB moves    2 n k bytes of
+ * weights once a 64 rows, past the first level cache and first to leave the second; each block also reads its
  *          slices of the acts, 32 bytes a row and step against 512 of weights, from the caches
- * roof     memory: 2 rows flops for 2 bytes. 4096 x 4096: 33.6 MB, 11 us at 3 TB/s; 576 x 576: 0.66 MB, the launch is the cost */
+ * roof     memory: 2 rows flops for 2 bytes. 4096 x 4096: 33.6 MB, 11 us at 3 TB/s; 576 x 576: 0.66 MB, the
+ * launch is the cost */
 #include "kernels/cuda.h"
 #include "kernels/act.h"
 #include "kernels/launch.cuh"
 #include <cuda_bf16.h>
 
-enum { TILE = 16, STEP = 16, LOG2_WARPS = 3, WARPS = 1 << LOG2_WARPS, LANES = 32, ROW_BLOCK = 64, MAX_CLUSTER = 4 };
+enum {
+    TILE = 16,
+    STEP = 16,
+    LOG2_WARPS = 3,
+    WARPS = 1 << LOG2_WARPS,
+    LANES = 32,
+    ROW_BLOCK = 64,
+    MAX_CLUSTER = 4
+};
 enum epilogue { EPILOGUE_STORE, EPILOGUE_ADD, EPILOGUE_SWIGLU };
 
 struct gemm_args {
@@ -24,8 +35,8 @@ struct gemm_args {
     enum epilogue epilogue;
 };
 
-/* Weights pass by: not kept in the first level, first to be replaced in the second. The load is not `.nc`, which the assembler would move
- * behind the dependency wait. */
+/* Weights pass by: not kept in the first level, first to be replaced in the second. The load is not `.nc`,
+ * which the assembler would move behind the dependency wait. */
 __device__ static uint64_t evict_first(void)
 {
     uint64_t policy;
@@ -33,12 +44,13 @@ __device__ static uint64_t evict_first(void)
     return policy;
 }
 
-/* Loads of what may not exist, zeros then. The choice is made inside: a choice in C++ becomes copies of registers just requested, and a
- * copy waits for them. */
+/* Loads of what may not exist, zeros then. The choice is made inside: a choice in C++ becomes copies of
+ * registers just requested, and a copy waits for them. */
 __device__ static uint4 load_weights(const uint4 *at, int exists, uint64_t policy)
 {
     uint4 v;
-    asm volatile("{ .reg .pred p; setp.ne.s32 p, %6, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n\t"
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %6, 0;\n\t"
+                 "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n\t"
                  "@p ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5; }"
                  : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
                  : "l"(at), "l"(policy), "r"(exists));
@@ -57,7 +69,8 @@ __device__ static uint2 load_act(const uint2 *at, int exists)
 
 __device__ static void mma(float4 *c, uint4 a, uint2 b)
 {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
         : "+f"(c->x), "+f"(c->y), "+f"(c->z), "+f"(c->w)
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
 }
@@ -88,17 +101,21 @@ __device__ static void store_first(float4 *at, float4 v)
 {
     uint32_t own = (uint32_t)__cvta_generic_to_shared(at), first;
     asm("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(first) : "r"(own));
-    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(first), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(first), "f"(v.x), "f"(v.y),
+                 "f"(v.z), "f"(v.w)
                  : "memory");
 }
 
-/* This warp's sums of MT tiles by NT * 8 rows. DEPTH steps of weights are in flight, the first of them before the dependency wait; acts
- * come AHEAD steps at a time. Steps past the last, tiles past n and rows past the last multiply zeros. */
+/* This warp's sums of MT tiles by NT * 8 rows. DEPTH steps of weights are in flight, the first of them before
+ * the dependency wait; acts come AHEAD steps at a time. Steps past the last, tiles past n and rows past the
+ * last multiply zeros. */
 template <int NT, int MT, int DEPTH, int AHEAD>
 __device__ static void slice_sums(const struct gemm_args &p, int tile, int slice, float4 (*sum)[NT])
 {
-    const int lane = threadIdx.x % LANES, count = (p.steps - slice + (1 << p.log2_slices) - 1) >> p.log2_slices;
-    const int rows = p.rows - blockIdx.y * ROW_BLOCK - lane / 4; /* of this lane: its row of tile t exists if t * 8 < rows */
+    const int lane = threadIdx.x % LANES,
+              count = (p.steps - slice + (1 << p.log2_slices) - 1) >> p.log2_slices;
+    const int rows = p.rows - blockIdx.y * ROW_BLOCK -
+                     lane / 4; /* of this lane: its row of tile t exists if t * 8 < rows */
     const size_t stride = (size_t)LANES << p.log2_slices, size = (size_t)p.steps * LANES;
     const uint64_t policy = evict_first();
     const uint4 *w = p.w + tile * size + slice * LANES + lane;
@@ -127,7 +144,8 @@ __device__ static void slice_sums(const struct gemm_args &p, int tile, int slice
 #pragma unroll
                     for (int t = 0; t < NT; t++)
                         mma(&sum[m][t], a[g + i][m], b[i][t]);
-                    a[g + i][m] = load_weights(w + m * size, g + i + DEPTH < left && (m == 0 || tile + m < p.tiles), policy);
+                    a[g + i][m] = load_weights(
+                        w + m * size, g + i + DEPTH < left && (m == 0 || tile + m < p.tiles), policy);
                 }
         }
 }
@@ -160,8 +178,8 @@ __device__ static void write(const struct gemm_args &p, int tile, int first, flo
     }
 }
 
-/* NT tiles of 8 rows by MT tiles of 16 outputs a block. MT = 2, where there are tiles enough, halves the acts' way through the caches and has
- * no cluster: its launch gives one block a tile pair. */
+/* NT tiles of 8 rows by MT tiles of 16 outputs a block. MT = 2, where there are tiles enough, halves the
+ * acts' way through the caches and has no cluster: its launch gives one block a tile pair. */
 template <int NT, int MT, int DEPTH, int AHEAD, int BLOCKS>
 static __global__ void __launch_bounds__(WARPS *LANES, BLOCKS) gemm_kernel(const struct gemm_args p)
 {
@@ -204,13 +222,14 @@ static __global__ void __launch_bounds__(WARPS *LANES, BLOCKS) gemm_kernel(const
     }
 }
 
-/* Slices of K: 8 warps, in one block unless they cannot hold their whole share of K in flight and there are too few tiles to fill the
- * device: then in the next 2 or 4 blocks that do either. */
+/* Slices of K: 8 warps, in one block unless they cannot hold their whole share of K in flight and there are
+ * too few tiles to fill the device: then in the next 2 or 4 blocks that do either. */
 static int gemm_log2_slices(int tiles, int steps)
 {
     enum { IN_FLIGHT = 8, FULL = 288 };
     int blocks = 0;
-    while (1 << blocks < MAX_CLUSTER && steps > (WARPS * IN_FLIGHT) << blocks && tiles << (blocks + 1) <= FULL)
+    while (1 << blocks < MAX_CLUSTER && steps > (WARPS * IN_FLIGHT) << blocks &&
+           tiles << (blocks + 1) <= FULL)
         blocks++;
     return LOG2_WARPS + blocks;
 }
@@ -228,7 +247,8 @@ static int launch_gemm(const struct gemm *a, enum epilogue epilogue, void *strea
     p.steps = (w->k + STEP - 1) / STEP;
     p.log2_slices = gemm_log2_slices(p.tiles, p.steps);
     p.epilogue = epilogue;
-    const int nt = (a->rows < ROW_BLOCK ? a->rows + ACT_ROWS - 1 : ROW_BLOCK) / ACT_ROWS, pairs = nt > 2 && p.tiles >= 512;
+    const int nt = (a->rows < ROW_BLOCK ? a->rows + ACT_ROWS - 1 : ROW_BLOCK) / ACT_ROWS,
+              pairs = nt > 2 && p.tiles >= 512;
     struct launch l = {};
     l.cluster = (1 << p.log2_slices) / WARPS;
     l.grid = dim3(l.cluster, (a->rows + ROW_BLOCK - 1) / ROW_BLOCK, pairs ? (p.tiles + 1) / 2 : p.tiles);
@@ -239,8 +259,10 @@ static int launch_gemm(const struct gemm *a, enum epilogue epilogue, void *strea
     if (nt <= 2)
         return launch_kernel(&l, gemm_kernel<2, 1, 8, 4, 3>, p);
     if (nt <= 4)
-        return pairs ? launch_kernel(&l, gemm_kernel<4, 2, 4, 2, 2>, p) : launch_kernel(&l, gemm_kernel<4, 1, 8, 2, 2>, p);
-    return pairs ? launch_kernel(&l, gemm_kernel<8, 2, 2, 1, 2>, p) : launch_kernel(&l, gemm_kernel<8, 1, 4, 1, 2>, p);
+        return pairs ? launch_kernel(&l, gemm_kernel<4, 2, 4, 2, 2>, p)
+                     : launch_kernel(&l, gemm_kernel<4, 1, 8, 2, 2>, p);
+    return pairs ? launch_kernel(&l, gemm_kernel<8, 2, 2, 1, 2>, p)
+                 : launch_kernel(&l, gemm_kernel<8, 1, 4, 1, 2>, p);
 }
 
 KERN_API int gemm_cuda(const struct gemm *a, void *stream)

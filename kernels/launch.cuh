@@ -1,10 +1,12 @@
-/* launch: the one way a kernel of this folder is launched, and the two calls that programmatic dependent launch asks of it.
+/* launch: the one way a kernel of this folder is launched, and the two calls that programmatic dependent
+ * launch asks of it.
  *
- * A kernel may start while the one before it in the stream still runs. So every kernel calls launch_trigger first thing (the next kernel may
- * start), then requests what no kernel of a pass writes (weights), and calls launch_wait in every thread before it reads or writes
- * anything else. launch_wait returns when the kernel before has finished and its writes are visible; that kernel waited in its turn,
- * so by then everything earlier has finished too. Loads that must stay behind the wait are not `__ldg` or `const __restrict__`:
- * the compiler may move those above it. */
+ * A kernel may start while the one before it in the stream still runs. So every kernel calls launch_trigger
+ * first thing (the next kernel may start), then requests what no kernel of a pass writes (weights), and calls
+ * launch_wait in every thread before it reads or writes anything else. launch_wait returns when the kernel
+ * before has finished and its writes are visible; that kernel waited in its turn, so by then everything
+ * earlier has finished too. Loads that must stay behind the wait are not `__ldg` or `const __restrict__`: the
+ * compiler may move those above it. */
 #ifndef KERNELS_LAUNCH_CUH
 #define KERNELS_LAUNCH_CUH
 #include <cuda_runtime.h>
@@ -16,7 +18,8 @@ struct launch {
     void *stream;     /* a cudaStream_t */
 };
 
-/* Launch `kernel(args...)`; the arguments are converted to the kernel's own parameter types. Returns a cudaError_t. */
+/* Launch `kernel(args...)`; the arguments are converted to the kernel's own parameter types. Returns a
+ * cudaError_t. */
 template <class... Params, class... Args>
 static int launch_kernel(const struct launch *l, void (*kernel)(Params...), Args... args)
 {
@@ -34,7 +37,8 @@ static int launch_kernel(const struct launch *l, void (*kernel)(Params...), Args
     attr[1].val.clusterDim.x = l->cluster;
     attr[1].val.clusterDim.y = attr[1].val.clusterDim.z = 1;
     if (l->shared > 48 * 1024) { /* more than a kernel gets without asking */
-        cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)l->shared);
+        cudaError_t e =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)l->shared);
         if (e != cudaSuccess)
             return (int)e;
     }
