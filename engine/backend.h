@@ -16,6 +16,14 @@ struct backend_opts {
     int threads;     /* of the host; 0: every core this process may run on */
     const char *isa; /* of the CPU kernels: "auto", "avx512", "avx2", "portable"; others ignore it */
     int device;      /* which GPU, from 0; the CPU ignores it */
+    int eager;       /* 1: passes are enqueued operation by operation, never as a recorded graph; the CPU ignores it */
+};
+
+/* What a pass is recorded under: all operations between pass_begin and pass_end are the same whenever the key is. */
+struct pass_key {
+    const void *owner; /* whose buffers they name */
+    int rows;
+    unsigned flags;
 };
 
 struct backend_ops {
@@ -46,6 +54,11 @@ struct backend_ops {
     int  (*kv_move)(struct backend *be, const struct kv_move *a);
     int  (*logits)(struct backend *be, const struct logits *a);
     int  (*read)(struct backend *be, const void *data, size_t bytes, uint64_t *sum); /* kernels/read.h; sum is backend memory */
+    /* Around the operations of a pass that will come again. *recorded 1: they were recorded under this key and have been enqueued as
+     * one graph, so the caller leaves them out. 0: enqueue them, then pass_end with 0 or the error that stopped them, which it returns. */
+    int  (*pass_begin)(struct backend *be, struct pass_key key, int *recorded);
+    int  (*pass_end)(struct backend *be, int error);
+    void (*pass_forget)(struct backend *be, const void *owner); /* before the owner's buffers go */
     int  (*sync)(struct backend *be);
 };
 

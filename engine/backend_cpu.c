@@ -280,6 +280,26 @@ static int cpu_read(struct backend *be, const void *data, size_t bytes, uint64_t
     return 0;
 }
 
+static int cpu_pass_begin(struct backend *be, struct pass_key key, int *recorded)
+{
+    (void)be;
+    (void)key;
+    *recorded = 0;
+    return 0;
+}
+
+static int cpu_pass_end(struct backend *be, int error)
+{
+    (void)be;
+    return error;
+}
+
+static void cpu_pass_forget(struct backend *be, const void *owner)
+{
+    (void)be;
+    (void)owner;
+}
+
 static int cpu_sync(struct backend *be)
 {
     (void)be;
@@ -311,5 +331,8 @@ const struct backend_ops backend_cpu = {
     .kv_move = cpu_kv_move,
     .logits = cpu_logits,
     .read = cpu_read,
+    .pass_begin = cpu_pass_begin,
+    .pass_end = cpu_pass_end,
+    .pass_forget = cpu_pass_forget,
     .sync = cpu_sync,
 };

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RING = 4, MOVE_MAX = 64, UNIT_ROWS = 2 * MATRIX_PANEL };
+enum { RING = 4, MOVE_MAX = 64, GRAPHS = 256, UNIT_ROWS = 2 * MATRIX_PANEL };
 static const size_t ring_bytes = (size_t)8 << 20;      /* a buffer */
 static const size_t reserve_bytes = (size_t)128 << 20; /* for kernels' code and what the driver keeps */
 
@@ -27,8 +27,17 @@ struct launch {
     int rows, n, k;
 };
 
+/* A recorded pass. */
+struct graph {
+    struct pass_key key;
+    cudaGraphExec_t exec; /* owned */
+};
+
 struct cuda {
-    cudaStream_t stream;  /* owned */
+    cudaStream_t stream;         /* owned */
+    struct graph graphs[GRAPHS]; /* [n_graphs] */
+    struct pass_key recording;   /* while the stream records */
+    int n_graphs, eager;
     struct block *blocks; /* owned [n], each owned */
     int n, cap;
     void *ring[RING];       /* owned, pinned, ring_bytes each */
@@ -148,6 +157,7 @@ static int cuda_open(struct backend *be, const struct backend_opts *opts)
     struct cuda *c = be->self = calloc(1, sizeof *c);
     if (!c)
         FAIL(ERR_MEMORY, "cuda backend: out of memory");
+    c->eager = opts->eager;
     be->kv_bytes = sizeof(bf16);
     TRY_CUDA(be, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "creating a stream");
     for (int i = 0; i < RING; i++) {
@@ -173,6 +183,8 @@ static void cuda_close(struct backend *be)
         return;
     if (c->stream)
         cudaStreamSynchronize(c->stream);
+    for (int i = 0; i < c->n_graphs; i++)
+        cudaGraphExecDestroy(c->graphs[i].exec);
     for (int i = 0; i < c->n; i++)
         free_block(&c->blocks[i]);
     for (int i = 0; i < RING; i++) {
@@ -456,6 +468,62 @@ static int cuda_read(struct backend *be, const void *data, size_t bytes, uint64_
                     (struct launch){"read", (int)(bytes >> 20), 1 << 20, 1});
 }
 
+static int same_pass(struct pass_key a, struct pass_key b)
+{
+    return a.owner == b.owner && a.rows == b.rows && a.flags == b.flags;
+}
+
+/* A pass that is new is recorded while its operations are enqueued, then launched like any later one. When
+ * the table is full, and for whoever wants to see single operations, they run as they come. */
+static int cuda_pass_begin(struct backend *be, struct pass_key key, int *recorded)
+{
+    struct cuda *c = cuda_of(be);
+    *recorded = 0;
+    for (int i = 0; i < c->n_graphs; i++)
+        if (same_pass(c->graphs[i].key, key)) {
+            TRY_CUDA(be, cudaGraphLaunch(c->graphs[i].exec, c->stream), "launching a recorded pass");
+            c->last = (struct launch){"a recorded pass", key.rows, 0, 0};
+            *recorded = 1;
+            return 0;
+        }
+    if (c->eager || c->n_graphs == GRAPHS)
+        return 0;
+    TRY_CUDA(be, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal), "recording a pass");
+    c->recording = key;
+    return 0;
+}
+
+static int cuda_pass_end(struct backend *be, int error)
+{
+    struct cuda *c = cuda_of(be);
+    cudaGraph_t graph = NULL;
+    struct graph new = {.key = c->recording};
+    if (!c->recording.owner)
+        return error;
+    c->recording = (struct pass_key){0};
+    cudaError_t rc = cudaStreamEndCapture(c->stream, &graph);
+    if (!error && rc == cudaSuccess)
+        rc = cudaGraphInstantiate(&new.exec, graph, 0);
+    if (graph)
+        cudaGraphDestroy(graph);
+    if (error)
+        return error;
+    TRY_CUDA(be, rc, "recording a pass");
+    c->graphs[c->n_graphs++] = new;
+    TRY_CUDA(be, cudaGraphLaunch(new.exec, c->stream), "launching a recorded pass");
+    return 0;
+}
+
+static void cuda_pass_forget(struct backend *be, const void *owner)
+{
+    struct cuda *c = cuda_of(be);
+    for (int i = c->n_graphs - 1; i >= 0; i--)
+        if (c->graphs[i].key.owner == owner) {
+            cudaGraphExecDestroy(c->graphs[i].exec);
+            c->graphs[i] = c->graphs[--c->n_graphs];
+        }
+}
+
 static int cuda_sync(struct backend *be)
 {
     const struct cuda *c = cuda_of(be);
@@ -495,5 +563,8 @@ const struct backend_ops backend_cuda = {
     .kv_move = cuda_kv_move,
     .logits = cuda_logits,
     .read = cuda_read,
+    .pass_begin = cuda_pass_begin,
+    .pass_end = cuda_pass_end,
+    .pass_forget = cuda_pass_forget,
     .sync = cuda_sync,
 };

@@ -146,6 +146,7 @@ void forward_deinit(struct forward *f)
         void *const lent[] = {s->device, s->x,           s->h,         s->qkv,       s->attended,
                               s->ffn,    s->cos_sin,     s->gemm,      s->attention, f->logits,
                               f->stats,  s->copy_logits, s->copy_stats};
+        be->ops->pass_forget(be, s);
         for (size_t i = 0; i < sizeof lent / sizeof *lent; i++)
             be->ops->release(be, lent[i]);
         free(s->staging);
@@ -332,6 +333,21 @@ static int copy_to_host(const struct forward *f, int n)
     return be->ops->download(be, s->copy_logits, f->logits, rows * vocab * sizeof *f->logits);
 }
 
+/* The same operations for the same number of rows, step after step: what a backend may record once. */
+static int run_verify(struct forward *f, unsigned flags)
+{
+    const struct backend_ops *ops = f->model->be->ops;
+    int recorded = 0;
+    TRY(ops->pass_begin(f->model->be, (struct pass_key){f->scratch, f->rows.n, flags}, &recorded));
+    if (!recorded) {
+        int rc = run_layers(f, flags);
+        if (!rc)
+            rc = run_head(f, flags);
+        TRY(ops->pass_end(f->model->be, rc));
+    }
+    return copy_to_host(f, f->rows.n);
+}
+
 int forward_run(struct forward *f, const struct forward_row *rows, int n, unsigned flags)
 {
     struct scratch *s = f->scratch;
@@ -341,11 +357,7 @@ int forward_run(struct forward *f, const struct forward_row *rows, int n, unsign
         FAIL(ERR_LIMIT, "forward: expected 1 to %d rows in a pass%s, found %d", limit,
              flags & FORWARD_LOGITS ? " with logits" : "", n);
     TRY(plan(f, rows, n));
-    TRY(run_layers(f, flags));
-    if (flags & FORWARD_LOGITS) {
-        TRY(run_head(f, flags));
-        TRY(copy_to_host(f, n));
-    }
+    TRY(flags & FORWARD_LOGITS ? run_verify(f, flags) : run_layers(f, flags));
     TRY(f->model->be->ops->sync(f->model->be));
     for (int i = 0; i < n; i++)
         f->kv->slot[rows[i].slot].used = s->next[rows[i].slot];

@@ -21,7 +21,7 @@ enum { MAX_ROWS = 64, MAX_POINTS = 16, MAX_REPEATS = 1000, PREFILL_ROWS = 128 };
 struct bench {
     /* options */
     const char *what, *model, *kind, *isa;
-    int threads, repeats, warmup, json;
+    int threads, repeats, warmup, json, eager;
     int rows[MAX_POINTS], n_rows, context[MAX_POINTS], n_context, prefill;
     /* state */
     struct backend be;
@@ -80,7 +80,7 @@ static int bench_open(struct bench *b)
     for (int i = 0; i < b->n_context; i++)
         if (b->context[i] + MAX_ROWS > cap)
             cap = b->context[i] + MAX_ROWS;
-    struct backend_opts opts = {.threads = b->threads, .isa = b->isa};
+    struct backend_opts opts = {.threads = b->threads, .isa = b->isa, .eager = b->eager};
     TRY(backend_open(&b->be, b->kind, &opts));
     TRY_CTX(model_load(&b->m, &b->be, b->model), "loading model '%s'", b->model);
     TRY(kv_init(&b->kv, &b->be, &b->m, 1, cap));
@@ -264,6 +264,9 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case 'i':
         b->isa = arg;
         break;
+    case 'e':
+        b->eager = 1;
+        break;
     case 'd':
         b->kind = arg;
         break;
@@ -293,6 +296,7 @@ int command_bench(int argc, char **argv)
         {"context", 'c', "LIST", 0, "committed tokens before them (default 128,1024)", 0},
         {"prefill", 'p', "N", 0, "prompt of N tokens (default 512, 0: none)", 0},
         {"device", 'd', "KIND", 0, "cpu or cuda (default cpu)", 0},
+        {"eager", 'e', 0, 0, "cuda: enqueue each operation instead of a recorded pass", 0},
         {"threads", 't', "N", 0, "CPU threads (default 0: all cores)", 0},
         {"repeats", 'n', "N", 0, "measured steps a point (default 30)", 0},
         {"isa", 'i', "NAME", 0, "auto, avx512, avx2 or portable", 0},

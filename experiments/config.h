@@ -17,7 +17,7 @@ struct config_list {
 struct config {
     char *name;
     struct { char *path; int max_context; } model;
-    struct { char *kind, *isa; int threads; } device;
+    struct { char *kind, *isa; int threads, graph; } device;
     struct {
         char *strategy, *reference;
         int max_depth, max_nodes;

@@ -76,6 +76,8 @@ static const struct config_option table[] = {
     CHOICE("device.kind", device.kind, "cpu", device_choice, "what computes"),
     CHOICE("device.isa", device.isa, "auto", isa_choice, "instruction set of the CPU kernels; auto: the widest"),
     INT("device.threads", device.threads, "0", 0, 1024, "CPU threads; 0: one a core"),
+    {.key = "device.graph", .type = CONFIG_BOOL, .store = CONFIG_AS_INT, AT(device.graph), .def = "true",
+     .help = "cuda: verification passes as recorded graphs; false enqueues each operation, for debugging"},
 
     CHOICE("sampling.rule", sampling.rule, "greedy", rule_choice, "which drafted tokens become text (specbed list rules)"),
     REAL("sampling.temperature", sampling.temperature, "0", 0, 100, "0: the most probable token; rules greedy and relaxed need 0"),

@@ -23,7 +23,8 @@ static double seconds(void)
 
 static int open_parts(struct run_model *m, const struct config *cfg)
 {
-    struct backend_opts device = {.threads = cfg->device.threads, .isa = cfg->device.isa};
+    struct backend_opts device = {
+        .threads = cfg->device.threads, .isa = cfg->device.isa, .eager = !cfg->device.graph};
     double start = seconds();
     TRY(tokenizer_open(&m->tokenizer, cfg->model.path));
     TRY(chat_open(&m->chat, cfg->model.path, cfg->workload.template, m->tokenizer));
@@ -43,8 +44,8 @@ static int open_parts(struct run_model *m, const struct config *cfg)
 int run_model_open(struct run_model *m, const struct config *cfg)
 {
     char *key = NULL;
-    if (asprintf(&key, "%s\n%s\n%s\n%d\n%s", cfg->model.path, cfg->device.kind, cfg->device.isa,
-                 cfg->device.threads, cfg->workload.template) < 0)
+    if (asprintf(&key, "%s\n%s\n%s\n%d\n%d\n%s", cfg->model.path, cfg->device.kind, cfg->device.isa,
+                 cfg->device.threads, cfg->device.graph, cfg->workload.template) < 0)
         FAIL(ERR_MEMORY, "model '%s': out of memory", cfg->model.path);
     if (m->key && strcmp(m->key, key) == 0) {
         free(key);
