@@ -174,7 +174,8 @@ static void check_row(const float *row, int vocab, int r, const struct logit_sta
     logits_ref(&(struct logits){.logits = row, .out = &ref, .rows = 1, .vocab = vocab, .with_entropy = 1});
     for (int v = 0; v < vocab; v++) {
         const double d = (double)ref.max - row[v], e = exp(-d);
-        s += e, d1 += e * d, d2 += e * d * d;
+        if (e > 0)
+            s += e, d1 += e * d, d2 += e * d * d;
     }
     d1 /= s, d2 /= s;
     const double eps = 0x1p-24, terms = vocab / 4096 + 30, log_sum = log(s);
