@@ -199,12 +199,12 @@ START_TEST(slots_in_one_pass_do_not_see_each_other)
 }
 END_TEST
 
-/* As golden_bound, with bf16's half unit v = 2^-9 instead of f32's: a layer rounds to bf16 two norms, q, k,
- * v, the softmax' weights, what was attended and the ffn's middle, 8 roundings of variance v^2 / 3 each; the
- * head's norm one more. */
+/* As golden_bound, with bf16's unit roundoff v = 2^-8 (8 significant bits) instead of f32's: a layer rounds
+ * to bf16 two norms, q, k, v, the softmax' weights, what was attended and the ffn's middle, 8 roundings of
+ * variance v^2 / 3 each; the head's norm one more. */
 static double bf16_bound(const struct model_config *c, int pos, double rms)
 {
-    return golden_bound(c, pos, rms) + 6 * 3 * 0x1p-9 * sqrt((8.0 * c->layers + 1) / 3) * rms;
+    return golden_bound(c, pos, rms) + 6 * 3 * 0x1p-8 * sqrt((8.0 * c->layers + 1) / 3) * rms;
 }
 
 /* Worst share of the bound over rows [0, n) of the last pass. */
