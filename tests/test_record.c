@@ -713,7 +713,7 @@ START_TEST(files_that_are_no_results_are_refused_in_words)
     fputs("not HDF5 at all", f);
     fclose(f);
     ck_fails(trace_read(&t, path, 0), ERR_FORMAT, path, "found something else");
-    truncate(path, 0);
+    ck_assert_int_eq(truncate(path, 0), 0);
     ck_fails(trace_read(&t, path, 0), ERR_FORMAT, path, "found something else");
 }
 END_TEST
