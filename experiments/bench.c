@@ -3,6 +3,7 @@
  * steps so that its buffer does not count as their peak memory. A step is one verification pass: `rows` rows
  * behind `context` committed tokens, logits included, then rolled back. Bytes of a step: every weight once,
  * the keys and values of the context once a sequence. */
+#include "engine/clock.h"
 #include "engine/err.h"
 #include "engine/forward.h"
 #include "engine/log.h"
@@ -14,7 +15,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
-#include <time.h>
 
 enum { MAX_ROWS = 64, MAX_POINTS = 16, MAX_REPEATS = 1000, PREFILL_ROWS = 128 };
 
@@ -42,9 +42,7 @@ struct point {
 
 static double now(void)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    return 1e-9 * (double)clock_ns();
 }
 
 /* A device is asked for many reads a time, so that waiting for it does not count. */

@@ -1,17 +1,10 @@
 /* progress: counts, and prints seldom. */
 #include "experiments/progress.h"
+#include "engine/clock.h"
 #include <stdio.h>
-#include <time.h>
 #include <unistd.h>
 
 static const int64_t every_terminal = 200000000, every_plain = 5000000000; /* ns */
-
-static int64_t clock_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 void progress_init(struct progress *p, int quiet)
 {

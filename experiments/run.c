@@ -1,5 +1,6 @@
 /* run: configuration, model, result file, then the cells of the sweep one after the other, then the table. */
 #include "experiments/run.h"
+#include "engine/clock.h"
 #include "engine/err.h"
 #include "engine/log.h"
 #include "experiments/analyze.h"
@@ -11,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 
 /* How often the user asked to stop. A signal handler can reach nothing but a global. */
 static volatile sig_atomic_t stop_requests;
@@ -20,13 +20,6 @@ static void on_signal(int number)
 {
     (void)number;
     stop_requests++;
-}
-
-static int64_t clock_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
 /* Every cell is checked before the first one runs; with --dry-run this is all. */

@@ -3,13 +3,13 @@
  * Everything is recorded when an answer is finished, so a run may stop anywhere. */
 #include "experiments/run_cell.h"
 #include "drafts/drafts.h"
+#include "engine/clock.h"
 #include "engine/err.h"
 #include "engine/log.h"
 #include "experiments/conversation.h"
 #include "experiments/reference.h"
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 struct lane {
     struct conversation talk;
@@ -30,13 +30,6 @@ struct cell {
     int arm, cap;        /* row of /arms; most tokens of a text */
     int64_t next, talks; /* conversations that lanes took, and all: repeats x prompts */
 };
-
-static int64_t clock_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 static enum trace_level trace_level(const struct config *cfg)
 {

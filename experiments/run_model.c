@@ -1,6 +1,7 @@
 /* run_model: opening in the order that fails fastest: tokenizer and template before the weights. */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "experiments/run_model.h"
+#include "engine/clock.h"
 #include "engine/err.h"
 #include "engine/log.h"
 #include "experiments/git_commit.h" /* made by the build: SPECBED_GIT_COMMIT */
@@ -14,26 +15,19 @@
 #include <time.h>
 #include <yaml.h>
 
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 static int open_parts(struct run_model *m, const struct config *cfg)
 {
     struct backend_opts device = {
         .threads = cfg->device.threads, .isa = cfg->device.isa, .eager = !cfg->device.graph};
-    double start = seconds();
+    int64_t start = clock_ns();
     TRY(tokenizer_open(&m->tokenizer, cfg->model.path));
     TRY(chat_open(&m->chat, cfg->model.path, cfg->workload.template, m->tokenizer));
     TRY(backend_open(&m->be, cfg->device.kind, &device));
     log_info("device: %s", m->be.device);
     TRY(model_load(&m->model, &m->be, cfg->model.path));
     log_info("model: ready after %.2f s, %.1f MiB on the device, weights %016llx, template %s",
-             seconds() - start, (double)m->be.allocated / (1 << 20), (unsigned long long)m->model.fingerprint,
-             chat_name(m->chat.kind));
+             1e-9 * (double)(clock_ns() - start), (double)m->be.allocated / (1 << 20),
+             (unsigned long long)m->model.fingerprint, chat_name(m->chat.kind));
     int ids = tokenizer_vocab_size(m->tokenizer);
     if (ids > m->model.cfg.vocab)
         log_warn("model: the tokenizer knows %d ids, the model %d; a prompt with one of the others will fail",

@@ -2,18 +2,11 @@
  * record. The pass's logits are read on the host, once the backend has synchronised; see struct forward.
  * Nothing is allocated. */
 #include "spec/loop.h"
+#include "engine/clock.h"
 #include "engine/err.h"
 #include "spec/loop_state.h"
 #include <assert.h>
 #include <string.h>
-#include <time.h>
-
-static int64_t clock_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 static int min_int(int a, int b)
 {
