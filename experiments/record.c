@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 struct record_request {
@@ -208,12 +207,12 @@ static int unpublished(const struct record *r)
 
 static int finish_file(struct record *r, const char *status)
 {
-    char now[32];
-    time_t t = time(NULL);
-    struct tm utc;
-    strftime(now, sizeof now, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&t, &utc));
+    char *now = record_meta_now();
+    if (!now)
+        FAIL(ERR_MEMORY, "%s: out of memory while finishing", r->swap.path);
+    free(r->meta.ended);
+    r->meta.ended = now;
     TRY(record_meta_set(&r->meta.status, status));
-    TRY(record_meta_set(&r->meta.ended, now));
     if (unpublished(r))
         TRY(publish(r));
     unlink(r->swap.next); /* a reader may have it open */

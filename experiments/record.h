@@ -3,7 +3,7 @@
  * renameat2(RENAME_EXCHANGE) swaps the names; the other then catches up with the next batch. Every row is written twice while the run
  * lasts, and once more, compressed, at the end; readers only ever see closed files. A reader that still has the older file open (HDF5
  * locks it) keeps it, and the writer goes on with a copy. Where the file system cannot exchange, the new file is renamed into place and copied.
- * PATH.lock (flock) keeps a second writer out. Both helpers vanish at the end. Guards against the death of the process, not of the machine. */
+ * PATH.lock (flock) keeps a second writer out. Both vanish at the end. Guards against the death of the process, not of the machine. */
 #ifndef EXPERIMENTS_RECORD_H
 #define EXPERIMENTS_RECORD_H
 #include "experiments/trace.h"

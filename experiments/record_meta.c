@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 int record_meta_copy(struct trace_meta *to, const struct trace_meta *from)
 {
@@ -26,6 +27,15 @@ int record_meta_set(char **text, const char *value)
     free(*text);
     *text = copy;
     return 0;
+}
+
+char *record_meta_now(void)
+{
+    char now[32];
+    struct tm utc;
+    time_t t = time(NULL);
+    strftime(now, sizeof now, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&t, &utc));
+    return strdup(now);
 }
 
 /* The first line in which two texts differ. */

@@ -11,7 +11,7 @@ struct record_swap {
 
 /* Take the lock, creating nothing else. Another writer is named by its pid. */
 int  record_swap_open(struct record_swap *s, const char *path);
-/* Remove the helpers. A struct with fd -1 and NULLs is fine. */
+/* Remove PATH.next and PATH.lock. A struct with fd -1 and NULLs is fine. */
 void record_swap_close(struct record_swap *s);
 /* Make `next`, which is closed, the file at path. *exchanged 1: `next` is now the file that was at path; 0: a copy of the new one. */
 int  record_swap_publish(struct record_swap *s, int *exchanged);

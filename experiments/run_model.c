@@ -6,13 +6,13 @@
 #include "engine/log.h"
 #include "experiments/git_commit.h" /* made by the build: SPECBED_GIT_COMMIT */
 #include "experiments/record_file.h"
+#include "experiments/record_meta.h"
 #include <jansson.h>
 #include <pcre2.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/utsname.h>
-#include <time.h>
 #include <yaml.h>
 
 static int open_parts(struct run_model *m, const struct config *cfg)
@@ -102,15 +102,6 @@ static char *model_name(const struct run_model *m, const struct config *cfg)
     return text;
 }
 
-static char *time_now(void)
-{
-    char now[32];
-    struct tm utc;
-    time_t t = time(NULL);
-    strftime(now, sizeof now, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&t, &utc));
-    return strdup(now);
-}
-
 int run_model_meta(const struct run_model *m, const struct config *cfg, const char *slice,
                    struct trace_meta *out)
 {
@@ -127,7 +118,7 @@ int run_model_meta(const struct run_model *m, const struct config *cfg, const ch
                               .threads = m->be.threads,
                               .fingerprint = m->model.fingerprint,
                               .model = model_name(m, cfg),
-                              .started = time_now(),
+                              .started = record_meta_now(),
                               .ended = strdup(""),
                               .slice = strdup(slice),
                               .trace_level = strdup(cfg->trace.level)};

@@ -12,7 +12,7 @@ int accept_scratch_init(struct accept_scratch *s, int vocab)
     size_t n = (size_t)vocab;
     *s = (struct accept_scratch){.dist = {.id = calloc(n, sizeof(int)),
                                           .prob = calloc(n, sizeof(float)),
-                                          .work = calloc(2 * n, sizeof(float))},
+                                          .work = calloc(n, sizeof(float))},
                                  .left = calloc(n, sizeof(float))};
     if (s->dist.id && s->dist.prob && s->dist.work && s->left)
         return 0;
