@@ -7,6 +7,7 @@
 #include "kernels/embed.h"
 #include "kernels/gemm.h"
 #include "kernels/logits.h"
+#include "kernels/quantise.h"
 #include "kernels/rmsnorm.h"
 #include <stdio.h>
 
@@ -22,7 +23,7 @@ struct backend_opts {
 /* What a pass is recorded under: all operations between pass_begin and pass_end are the same whenever the key is. */
 struct pass_key {
     const void *owner; /* whose buffers they name */
-    int rows;
+    int rows, reach;
     unsigned flags;
 };
 
@@ -38,18 +39,20 @@ struct backend_ops {
     int  (*upload)(struct backend *be, void *dst, const void *src, size_t bytes); /* src may change after the call */
     int  (*download)(struct backend *be, void *dst, const void *src, size_t bytes); /* dst is whole after sync */
     /* Allocate and prepare a weight matrix in this backend's order. */
-    int  (*matrix)(struct backend *be, struct matrix *w, int k, const struct matrix_part *parts, int n_parts,
-                   enum matrix_flags flags);
+    int  (*matrix)(struct backend *be, struct matrix *w, const struct matrix_source *from);
     /* Bytes of an act, and of the scratch that one pass lends to its products and to its attention. */
     size_t (*act_bytes)(const struct backend *be, int rows, int k);
-    size_t (*gemm_bytes)(const struct backend *be, int k);
+    size_t (*gemm_bytes)(const struct backend *be, int rows, int n, int k); /* the largest of a pass's rows, n and k */
+    size_t (*kv_bytes)(const struct backend *be, enum kv_form form); /* of one element of the key/value cache */
     size_t (*attention_bytes)(const struct backend *be, int rows, int heads, int kv_heads, int head_dim, int cap);
     int  (*embed)(struct backend *be, const struct embed *a);
     int  (*rmsnorm)(struct backend *be, const struct rmsnorm *a);
     int  (*gemm)(struct backend *be, const struct gemm *a);
     int  (*swiglu)(struct backend *be, const struct gemm *a);
+    int  (*residual)(struct backend *be, const struct residual *a);
+    int  (*qkv)(struct backend *be, const struct qkv *a);
+    int  (*quantise)(struct backend *be, const struct quantise *a);
     int  (*rope_table)(struct backend *be, const struct rows *rows, const float *inv_freq, int head_dim, float *cos_sin);
-    int  (*rope)(struct backend *be, const struct rope *a);
     int  (*attention)(struct backend *be, const struct attention *a);
     int  (*kv_move)(struct backend *be, const struct kv_move *a);
     int  (*logits)(struct backend *be, const struct logits *a);
@@ -67,7 +70,7 @@ struct backend {
     void *self;           /* the backend's own state */
     int threads;          /* host threads it computes or prepares weights with */
     int host_reads;       /* 1: the host may read and write its memory once sync has returned */
-    size_t kv_bytes;      /* of one element of the key/value cache */
+    int prefill_rows;     /* rows that a pass of prefill best has */
     size_t allocated;     /* bytes of alloc handed out and not released */
     char device[128];     /* what computes, for people: "AMD EPYC 9654 (avx512, 2 threads)" */
     char isa[16];         /* "avx512", "sm_90" */

@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { ALIGN = 64, MAP_FROM_BYTES = 1 << 20 };
+enum { ALIGN = 64, MAP_FROM_BYTES = 1 << 20, PREFILL_ROWS = 128 };
 
 struct block {
     void *p;
@@ -88,7 +88,7 @@ static int cpu_open(struct backend *be, const struct backend_opts *opts)
         FAIL(ERR_MEMORY, "cpu backend: out of memory");
     cpu->kernels = kernels;
     be->self = cpu;
-    be->kv_bytes = sizeof(float);
+    be->prefill_rows = PREFILL_ROWS;
     be->host_reads = 1;
     be->threads = threads;
     read_cpu_name(name, sizeof name);
@@ -182,19 +182,16 @@ static int cpu_copy(struct backend *be, void *dst, const void *src, size_t bytes
 
 /* Weights are read from end to end each step: huge pages save the page walks. Where there are none, nothing
  * is lost. */
-static int cpu_matrix(struct backend *be, struct matrix *w, int k, const struct matrix_part *parts,
-                      int n_parts, enum matrix_flags flags)
+static int cpu_matrix(struct backend *be, struct matrix *w, const struct matrix_source *from)
 {
     void *data = NULL;
-    int n = 0;
-    for (int i = 0; i < n_parts; i++)
-        n += parts[i].n;
-    size_t bytes = matrix_packed_bytes(n, k);
+    const int n = matrix_source_n(from);
+    size_t bytes = matrix_packed_bytes(n, from->k);
     TRY(cpu_alloc(be, bytes, &data));
     if (bytes >= MAP_FROM_BYTES)
         madvise(data, bytes, MADV_HUGEPAGE);
-    *w = (struct matrix){.n = n, .k = k, .data = data};
-    matrix_pack(w, parts, n_parts, flags, be->threads);
+    *w = (struct matrix){.n = n, .k = from->k, .data = data};
+    matrix_pack(w, from->parts, from->n_parts, from->flags & MATRIX_INTERLEAVE, be->threads);
     return 0;
 }
 
@@ -204,9 +201,19 @@ static size_t cpu_act_bytes(const struct backend *be, int rows, int k)
     return (size_t)rows * (size_t)k * sizeof(float);
 }
 
-static size_t cpu_gemm_bytes(const struct backend *be, int k)
+static size_t cpu_gemm_bytes(const struct backend *be, int rows, int n, int k)
 {
+    (void)rows;
+    (void)n;
     return (size_t)be->threads * gemm_scratch(k) * sizeof(float);
+}
+
+/* FP8 cells stand in f32: the CPU's cache is about what they do to results, not about room. */
+static size_t cpu_kv_bytes(const struct backend *be, enum kv_form form)
+{
+    (void)be;
+    (void)form;
+    return sizeof(float);
 }
 
 static size_t cpu_attention_bytes(const struct backend *be, int rows, int heads, int kv_heads, int head_dim,
@@ -249,9 +256,24 @@ static int cpu_rope_table(struct backend *be, const struct rows *rows, const flo
     return 0;
 }
 
-static int cpu_rope(struct backend *be, const struct rope *a)
+static int cpu_residual(struct backend *be, const struct residual *a)
 {
-    cpu_of(be)->kernels->rope(a);
+    cpu_of(be)->kernels->gemm(&a->product);
+    cpu_of(be)->kernels->rmsnorm(&a->norm);
+    return 0;
+}
+
+static int cpu_qkv(struct backend *be, const struct qkv *a)
+{
+    cpu_of(be)->kernels->gemm(&a->product);
+    cpu_of(be)->kernels->rope(&a->rope);
+    return 0;
+}
+
+static int cpu_quantise(struct backend *be, const struct quantise *a)
+{
+    (void)be;
+    quantise_ref(a);
     return 0;
 }
 
@@ -320,13 +342,16 @@ const struct backend_ops backend_cpu = {
     .matrix = cpu_matrix,
     .act_bytes = cpu_act_bytes,
     .gemm_bytes = cpu_gemm_bytes,
+    .kv_bytes = cpu_kv_bytes,
     .attention_bytes = cpu_attention_bytes,
     .embed = cpu_embed,
     .rmsnorm = cpu_rmsnorm,
     .gemm = cpu_gemm,
     .swiglu = cpu_swiglu,
     .rope_table = cpu_rope_table,
-    .rope = cpu_rope,
+    .residual = cpu_residual,
+    .qkv = cpu_qkv,
+    .quantise = cpu_quantise,
     .attention = cpu_attention,
     .kv_move = cpu_kv_move,
     .logits = cpu_logits,

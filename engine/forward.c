@@ -8,22 +8,25 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ROWS_MAX = 4096 };
+enum { ROWS_MAX = 8192, REACH_MIN = 256, PATH_ROWS = 128 };
 
-/* The arrays of struct rows in one block of ints, [7][max_rows], the paths last and as long as they get. */
+/* The arrays of struct rows in one block of ints, [6][max_rows], then the paths. */
 enum { AT_TOKEN, AT_SLOT, AT_POS, AT_CELL, AT_BASE, AT_PATH_OFF, AT_PATH };
 
-struct scratch {
+struct forward_scratch {
     int *staging;             /* owned, host: what goes to `device` */
     int *device;              /* backend memory, read by the kernels through forward.rows */
     int *next;                /* owned [slots], host: next free cell of each slot while planning */
     int *keep;                /* owned [max_rows], host: 0, 1, 2, ... for commits of whole blocks */
     unsigned char *in_place;  /* owned [max_rows], host: the row and its ancestors have cell = position */
     struct forward_row *rows; /* owned [max_rows], host: a block of prefill */
+    size_t path_ints;         /* room for paths */
     float *x, *qkv, *cos_sin; /* backend [max_rows, hidden], the residual stream, [max_rows, (heads + 2
                                  kv_heads) head_dim], [max_rows, head_dim] */
     void *h, *attended, *ffn; /* backend acts [max_rows, hidden], the stream's norm, [max_rows, heads
                                  head_dim], [max_rows, ffn] */
+    float *square;            /* backend, of the stream's norm, see struct normed */
+    float *row_scale;         /* backend [max_rows], of the act quantised last */
     float *gemm, *attention;  /* backend, the kernels' own scratch */
     void *copy_logits, *copy_stats; /* host memory of the backend, what forward.host_* point to; NULL where
                                        they are aliases */
@@ -45,28 +48,29 @@ static int alloc_floats(struct backend *be, size_t a, size_t b, float **out)
     return alloc_bytes(be, n, out);
 }
 
-static size_t max_size(size_t a, size_t b)
+static int max_int(int a, int b)
 {
     return a > b ? a : b;
 }
 
 static int alloc_activations(struct forward *f)
 {
-    struct scratch *s = f->scratch;
+    struct forward_scratch *s = f->scratch;
     struct backend *be = f->model->be;
     const struct backend_ops *ops = be->ops;
     const struct model_config *c = &f->model->cfg;
     const size_t rows = (size_t)f->max_rows;
     const int q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
-    const size_t gemm = max_size(max_size(ops->gemm_bytes(be, c->hidden), ops->gemm_bytes(be, c->ffn)),
-                                 ops->gemm_bytes(be, q));
+    const int widest = max_int(max_int(c->hidden, c->ffn), q), most = max_int(2 * c->ffn, q + 2 * kv);
     TRY(alloc_floats(be, rows, (size_t)c->hidden, &s->x));
     TRY(alloc_floats(be, rows, (size_t)q + 2 * (size_t)kv, &s->qkv));
     TRY(alloc_floats(be, rows, (size_t)c->head_dim, &s->cos_sin));
     TRY(ops->alloc(be, ops->act_bytes(be, f->max_rows, c->hidden), &s->h));
     TRY(ops->alloc(be, ops->act_bytes(be, f->max_rows, q), &s->attended));
     TRY(ops->alloc(be, ops->act_bytes(be, f->max_rows, c->ffn), &s->ffn));
-    TRY(alloc_bytes(be, gemm, &s->gemm));
+    TRY(alloc_floats(be, rows, ((size_t)c->hidden + 15) / 16, &s->square));
+    TRY(alloc_floats(be, rows, 1, &s->row_scale));
+    TRY(alloc_bytes(be, ops->gemm_bytes(be, f->max_rows, max_int(most, c->hidden), widest), &s->gemm));
     return alloc_bytes(be,
                        ops->attention_bytes(be, f->max_rows, c->heads, c->kv_heads, c->head_dim, f->kv->cap),
                        &s->attention);
@@ -74,7 +78,7 @@ static int alloc_activations(struct forward *f)
 
 static int alloc_logits(struct forward *f)
 {
-    struct scratch *s = f->scratch;
+    struct forward_scratch *s = f->scratch;
     struct backend *be = f->model->be;
     const size_t rows = (size_t)f->max_logit_rows, vocab = (size_t)f->model->cfg.vocab;
     void *stats = NULL;
@@ -90,11 +94,14 @@ static int alloc_logits(struct forward *f)
     return 0;
 }
 
-/* A path names at most all earlier rows of its pass and the row itself. */
+/* A path names at most all earlier rows of its pass and the row itself. Rows of long passes continue a text
+ * and have none. */
 static int alloc_plan(struct forward *f)
 {
-    struct scratch *s = f->scratch;
-    const size_t n = (size_t)f->max_rows, ints = AT_PATH * n + n * (n + 1) / 2;
+    struct forward_scratch *s = f->scratch;
+    const int paths = max_int(f->max_logit_rows, f->max_rows < PATH_ROWS ? f->max_rows : PATH_ROWS);
+    s->path_ints = (size_t)paths * ((size_t)paths + 1) / 2;
+    const size_t n = (size_t)f->max_rows, ints = AT_PATH * n + s->path_ints;
     void *device = NULL;
     s->staging = calloc(ints, sizeof *s->staging);
     s->next = calloc((size_t)f->kv->slots, sizeof *s->next);
@@ -123,7 +130,7 @@ int forward_init(struct forward *f, struct model *m, struct kv *kv, int max_rows
     assert(max_logit_rows >= 0);
     if (max_rows < 1 || max_rows > ROWS_MAX)
         FAIL(ERR_LIMIT, "forward: expected 1 to %d rows a pass, found %d", ROWS_MAX, max_rows);
-    new.scratch = calloc(1, sizeof(struct scratch));
+    new.scratch = calloc(1, sizeof(struct forward_scratch));
     if (!new.scratch)
         FAIL(ERR_MEMORY, "forward: out of memory");
     int rc = alloc_plan(&new);
@@ -140,12 +147,12 @@ int forward_init(struct forward *f, struct model *m, struct kv *kv, int max_rows
 
 void forward_deinit(struct forward *f)
 {
-    struct scratch *s = f->scratch;
+    struct forward_scratch *s = f->scratch;
     if (s) {
         struct backend *be = f->model->be;
-        void *const lent[] = {s->device, s->x,           s->h,         s->qkv,       s->attended,
-                              s->ffn,    s->cos_sin,     s->gemm,      s->attention, f->logits,
-                              f->stats,  s->copy_logits, s->copy_stats};
+        void *const lent[] = {s->device, s->x,         s->h,     s->qkv,         s->attended,
+                              s->ffn,    s->cos_sin,   s->gemm,  s->attention,   f->logits,
+                              s->square, s->row_scale, f->stats, s->copy_logits, s->copy_stats};
         be->ops->pass_forget(be, s);
         for (size_t i = 0; i < sizeof lent / sizeof *lent; i++)
             be->ops->release(be, lent[i]);
@@ -170,7 +177,7 @@ static int write_path(const int *cell, const struct forward_row *rows, int i, in
 /* Give row i its position, cell and path. Nothing of the cache changes before the pass has run. */
 static int plan_row(const struct forward *f, const struct forward_row *rows, int i, int *n_path)
 {
-    struct scratch *s = f->scratch;
+    struct forward_scratch *s = f->scratch;
     const struct forward_row *r = &rows[i];
     const int n = f->max_rows, vocab = f->model->cfg.vocab, limit = f->model->cfg.max_positions;
     int *plan = s->staging, *pos = plan + AT_POS * n, *cell = plan + AT_CELL * n;
@@ -194,14 +201,28 @@ static int plan_row(const struct forward *f, const struct forward_row *rows, int
     plan[AT_SLOT * n + i] = r->slot;
     plan[AT_BASE * n + i] = s->in_place[i] ? pos[i] + 1 : committed;
     plan[AT_PATH_OFF * n + i] = *n_path;
-    if (!s->in_place[i])
-        *n_path += write_path(cell, rows, i, pos[i] - committed + 1, plan + AT_PATH * n + *n_path);
+    if (s->in_place[i])
+        return 0;
+    if ((size_t)*n_path + (size_t)(pos[i] - committed + 1) > s->path_ints)
+        FAIL(ERR_LIMIT, "forward: row %d: the paths of a pass of %d rows have room for %zu cells", i, n,
+             s->path_ints);
+    *n_path += write_path(cell, rows, i, pos[i] - committed + 1, plan + AT_PATH * n + *n_path);
     return 0;
+}
+
+/* Every planned row's position is below it. */
+static int plan_end(const struct forward *f, int n)
+{
+    const int *pos = f->scratch->staging + AT_POS * f->max_rows;
+    int end = 0;
+    for (int i = 0; i < n; i++)
+        end = max_int(end, pos[i] + 1);
+    return end;
 }
 
 static int plan(struct forward *f, const struct forward_row *rows, int n)
 {
-    struct scratch *s = f->scratch;
+    struct forward_scratch *s = f->scratch;
     struct backend *be = f->model->be;
     int n_path = 0;
     for (int i = 0; i < f->kv->slots; i++)
@@ -213,93 +234,130 @@ static int plan(struct forward *f, const struct forward_row *rows, int n)
     return be->ops->upload(be, s->device, s->staging, ints * sizeof *s->device);
 }
 
-static int run_norm(const struct forward *f, const float *w)
+static struct normed normed_of(const struct forward *f, const struct matrix *next)
 {
-    const struct scratch *s = f->scratch;
-    struct backend *be = f->model->be;
-    const struct rmsnorm a = {.x = s->x,
-                              .w = w,
-                              .y = s->h,
-                              .rows = f->rows.n,
-                              .dim = f->model->cfg.hidden,
-                              .threads = be->threads,
-                              .eps = f->model->cfg.rms_eps};
-    return be->ops->rmsnorm(be, &a);
+    return (struct normed){f->scratch->h, f->scratch->square, next->form == MATRIX_FP8 ? ACT_F16 : ACT_BF16};
+}
+
+static struct rmsnorm norm_for(const struct forward *f, const float *w, const struct matrix *next)
+{
+    return (struct rmsnorm){.x = f->scratch->x,
+                            .w = w,
+                            .y = normed_of(f, next),
+                            .rows = f->rows.n,
+                            .dim = f->model->cfg.hidden,
+                            .threads = f->model->be->threads,
+                            .eps = f->model->cfg.rms_eps};
 }
 
 static struct gemm product(const struct forward *f, const struct matrix *w, const void *x, void *y)
 {
-    const struct scratch *s = f->scratch;
-    return (struct gemm){
-        .w = w, .x = x, .y = y, .rows = f->rows.n, .threads = f->model->be->threads, .scratch = s->gemm};
+    return (struct gemm){.w = w,
+                         .x = x,
+                         .y = y,
+                         .rows = f->rows.n,
+                         .threads = f->model->be->threads,
+                         .scratch = f->scratch->gemm,
+                         .eps = f->model->cfg.rms_eps};
+}
+
+/* A product of the stream's norm. */
+static struct gemm product_of_norm(const struct forward *f, const struct matrix *w, void *y)
+{
+    struct gemm a = product(f, w, f->scratch->h, y);
+    a.square = f->scratch->square;
+    return a;
+}
+
+/* What a quantised matrix multiplies is rounded first, where the model says so. */
+static int round_input(const struct forward *f, struct gemm *a, void *x)
+{
+    if (a->w->form != MATRIX_FP8 || f->model->opts.activations != MODEL_FP8)
+        return 0;
+    const struct quantise q = {.x = x,
+                               .scale = f->scratch->row_scale,
+                               .rows = a->rows,
+                               .k = a->w->k,
+                               .threads = a->threads,
+                               .form = ACT_F16};
+    a->row_scale = q.scale;
+    return f->model->be->ops->quantise(f->model->be, &q);
+}
+
+/* x += W y, and the norm that `next` multiplies. */
+static int run_residual(const struct forward *f, const struct matrix *w, void *y, const float *gain,
+                        const struct matrix *next)
+{
+    struct residual a = {.product = product(f, w, y, f->scratch->x), .norm = norm_for(f, gain, next)};
+    a.product.accumulate = 1;
+    TRY(round_input(f, &a.product, y));
+    return f->model->be->ops->residual(f->model->be, &a);
 }
 
 /* q, k, v of norm(x), rotated; keys and values go to their cells. */
 static int run_cache(const struct forward *f, int layer)
 {
-    const struct scratch *s = f->scratch;
-    const struct layer *l = &f->model->layers[layer];
-    struct backend *be = f->model->be;
-    const struct gemm qkv = product(f, &l->qkv, s->h, s->qkv);
-    const struct rope rope = {.rows = &f->rows,
-                              .qkv = s->qkv,
-                              .cos_sin = s->cos_sin,
-                              .kv = f->kv->layers[layer],
-                              .heads = f->model->cfg.heads,
-                              .threads = be->threads};
-    TRY(run_norm(f, l->attn_norm));
-    TRY(be->ops->gemm(be, &qkv));
-    return be->ops->rope(be, &rope);
+    const struct forward_scratch *s = f->scratch;
+    struct qkv a = {.product = product_of_norm(f, &f->model->layers[layer].qkv, s->qkv),
+                    .rope = {.rows = &f->rows,
+                             .qkv = s->qkv,
+                             .cos_sin = s->cos_sin,
+                             .kv = f->kv->layers[layer],
+                             .heads = f->model->cfg.heads,
+                             .threads = f->model->be->threads}};
+    TRY(round_input(f, &a.product, s->h));
+    return f->model->be->ops->qkv(f->model->be, &a);
 }
 
 /* x += o(attention(q)) */
-static int run_attention(const struct forward *f, int layer)
+static int run_attention(const struct forward *f, int layer, int reach)
 {
-    const struct scratch *s = f->scratch;
+    const struct forward_scratch *s = f->scratch;
     const struct layer *l = &f->model->layers[layer];
     const struct model_config *c = &f->model->cfg;
-    struct backend *be = f->model->be;
     const struct attention attention = {.rows = &f->rows,
                                         .qkv = s->qkv,
                                         .kv = f->kv->layers[layer],
                                         .y = s->attended,
                                         .scratch = s->attention,
                                         .heads = c->heads,
-                                        .threads = be->threads,
+                                        .threads = f->model->be->threads,
+                                        .reach = reach,
+                                        .y_form = l->o.form == MATRIX_FP8 ? ACT_F16 : ACT_BF16,
                                         .scale = 1.0f / sqrtf((float)c->head_dim)};
-    struct gemm out = product(f, &l->o, s->attended, s->x);
-    out.accumulate = 1;
-    TRY(be->ops->attention(be, &attention));
-    return be->ops->gemm(be, &out);
+    TRY(f->model->be->ops->attention(f->model->be, &attention));
+    return run_residual(f, &l->o, s->attended, l->ffn_norm, &l->gate_up);
 }
 
-/* x += down(swiglu(norm(x))) */
+/* x += down(swiglu(norm(x))), and the norm that comes after this layer. */
 static int run_ffn(const struct forward *f, int layer)
 {
-    const struct scratch *s = f->scratch;
-    const struct layer *l = &f->model->layers[layer];
-    struct backend *be = f->model->be;
-    const struct gemm gate_up = product(f, &l->gate_up, s->h, s->ffn);
-    struct gemm down = product(f, &l->down, s->ffn, s->x);
-    down.accumulate = 1;
-    TRY(run_norm(f, l->ffn_norm));
-    TRY(be->ops->swiglu(be, &gate_up));
-    return be->ops->gemm(be, &down);
+    const struct forward_scratch *s = f->scratch;
+    const struct model *m = f->model;
+    const struct layer *l = &m->layers[layer], *after = layer + 1 < m->cfg.layers ? l + 1 : NULL;
+    struct gemm gate_up = product_of_norm(f, &l->gate_up, s->ffn);
+    gate_up.y_form = l->down.form == MATRIX_FP8 ? ACT_F16 : ACT_BF16;
+    TRY(round_input(f, &gate_up, s->h));
+    TRY(m->be->ops->swiglu(m->be, &gate_up));
+    return run_residual(f, &l->down, s->ffn, after ? after->attn_norm : m->norm,
+                        after ? &after->qkv : &m->head);
 }
 
 /* Without logits the last layer is only wanted for its keys and values. */
-static int run_layers(const struct forward *f, unsigned flags)
+static int run_layers(const struct forward *f, int reach, unsigned flags)
 {
-    const struct scratch *s = f->scratch;
+    const struct forward_scratch *s = f->scratch;
     struct model *m = f->model;
     const struct embed embed = {.w = &m->embed, .token = f->rows.token, .y = s->x, .rows = f->rows.n};
+    const struct rmsnorm first = norm_for(f, m->layers[0].attn_norm, &m->layers[0].qkv);
     TRY(m->be->ops->embed(m->be, &embed));
+    TRY(m->be->ops->rmsnorm(m->be, &first));
     TRY(m->be->ops->rope_table(m->be, &f->rows, m->inv_freq, m->cfg.head_dim, s->cos_sin));
     for (int i = 0; i < m->cfg.layers; i++) {
         TRY(run_cache(f, i));
         if (i == m->cfg.layers - 1 && !(flags & FORWARD_LOGITS))
             break;
-        TRY(run_attention(f, i));
+        TRY(run_attention(f, i, reach));
         TRY(run_ffn(f, i));
     }
     return 0;
@@ -307,24 +365,38 @@ static int run_layers(const struct forward *f, unsigned flags)
 
 static int run_head(const struct forward *f, unsigned flags)
 {
-    const struct scratch *s = f->scratch;
     struct model *m = f->model;
-    const struct gemm head = product(f, &m->head, s->h, f->logits);
+    const struct gemm head = product_of_norm(f, &m->head, f->logits);
     const struct logits stats = {.logits = f->logits,
                                  .out = f->stats,
                                  .rows = f->rows.n,
                                  .vocab = m->cfg.vocab,
                                  .threads = m->be->threads,
                                  .with_entropy = (flags & FORWARD_ENTROPY) != 0};
-    TRY(run_norm(f, m->norm));
     TRY(m->be->ops->gemm(m->be, &head));
     return m->be->ops->logits(m->be, &stats);
+}
+
+int forward_enqueue(struct forward *f, const struct rows *rows, int reach, unsigned flags)
+{
+    assert(rows->n >= 1 && rows->n <= (flags & FORWARD_LOGITS ? f->max_logit_rows : f->max_rows));
+    f->rows = *rows;
+    TRY(run_layers(f, reach, flags));
+    return flags & FORWARD_LOGITS ? run_head(f, flags) : 0;
+}
+
+int forward_reach(const struct forward *f, int end)
+{
+    int reach = REACH_MIN;
+    while (reach < end)
+        reach *= 2;
+    return reach < f->kv->cap ? reach : f->kv->cap;
 }
 
 /* Where the host cannot read the backend's memory: the rows of this pass, in order behind it. */
 static int copy_to_host(const struct forward *f, int n)
 {
-    const struct scratch *s = f->scratch;
+    const struct forward_scratch *s = f->scratch;
     struct backend *be = f->model->be;
     const size_t rows = (size_t)n, vocab = (size_t)f->model->cfg.vocab;
     if (!s->copy_logits)
@@ -333,31 +405,29 @@ static int copy_to_host(const struct forward *f, int n)
     return be->ops->download(be, s->copy_logits, f->logits, rows * vocab * sizeof *f->logits);
 }
 
-/* The same operations for the same number of rows, step after step: what a backend may record once. */
-static int run_verify(struct forward *f, unsigned flags)
+/* The same operations for the same number of rows and reach, step after step: what a backend may record once.
+ */
+static int run_verify(struct forward *f, int reach, unsigned flags)
 {
     const struct backend_ops *ops = f->model->be->ops;
     int recorded = 0;
-    TRY(ops->pass_begin(f->model->be, (struct pass_key){f->scratch, f->rows.n, flags}, &recorded));
-    if (!recorded) {
-        int rc = run_layers(f, flags);
-        if (!rc)
-            rc = run_head(f, flags);
-        TRY(ops->pass_end(f->model->be, rc));
-    }
+    TRY(ops->pass_begin(f->model->be, (struct pass_key){f->scratch, f->rows.n, reach, flags}, &recorded));
+    if (!recorded)
+        TRY(ops->pass_end(f->model->be, forward_enqueue(f, &f->rows, reach, flags)));
     return copy_to_host(f, f->rows.n);
 }
 
 int forward_run(struct forward *f, const struct forward_row *rows, int n, unsigned flags)
 {
-    struct scratch *s = f->scratch;
+    struct forward_scratch *s = f->scratch;
     const int limit =
         flags & FORWARD_LOGITS && f->max_logit_rows < f->max_rows ? f->max_logit_rows : f->max_rows;
     if (n < 1 || n > limit)
         FAIL(ERR_LIMIT, "forward: expected 1 to %d rows in a pass%s, found %d", limit,
              flags & FORWARD_LOGITS ? " with logits" : "", n);
     TRY(plan(f, rows, n));
-    TRY(flags & FORWARD_LOGITS ? run_verify(f, flags) : run_layers(f, flags));
+    const int reach = forward_reach(f, plan_end(f, n));
+    TRY(flags & FORWARD_LOGITS ? run_verify(f, reach, flags) : forward_enqueue(f, &f->rows, reach, flags));
     TRY(f->model->be->ops->sync(f->model->be));
     for (int i = 0; i < n; i++)
         f->kv->slot[rows[i].slot].used = s->next[rows[i].slot];
@@ -366,7 +436,7 @@ int forward_run(struct forward *f, const struct forward_row *rows, int n, unsign
 
 int forward_prefill(struct forward *f, int slot, const int *tokens, int n)
 {
-    struct scratch *s = f->scratch;
+    struct forward_scratch *s = f->scratch;
     assert(slot >= 0 && slot < f->kv->slots);
     const struct kv_slot *at = &f->kv->slot[slot];
     assert(at->used == at->committed);

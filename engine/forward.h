@@ -19,7 +19,7 @@ struct forward {
     struct logit_stats *stats; /* backend memory [max_logit_rows] of the same rows */
     const float *host_logits;             /* the same for the host: an alias where it can read the backend's memory, */
     const struct logit_stats *host_stats; /* a copy that forward_run downloads where it cannot */
-    void *scratch;       /* owned; see forward.c */
+    struct forward_scratch *scratch; /* owned; see forward.c */
 };
 
 enum forward_flags {
@@ -38,6 +38,11 @@ void forward_deinit(struct forward *f); /* a zeroed struct is fine */
  * ERR_LIMIT, before anything changes, when a slot's cache would overflow, a position passes the model's context, a token
  * is not of its vocabulary, or n is out of range. */
 int  forward_run(struct forward *f, const struct forward_row *rows, int n, unsigned flags);
+/* Enqueue the pass over rows that are described in backend memory already, f's own arrays or others: nothing is planned, copied or waited
+ * for, and kv.slot is neither read nor changed. reach: every row's position is below it (struct attention), from forward_reach so that
+ * few different ones occur. Logits and stats are f->logits and f->stats once the backend has computed them. */
+int  forward_enqueue(struct forward *f, const struct rows *rows, int reach, unsigned flags);
+int  forward_reach(const struct forward *f, int end); /* the smallest reach >= end that is used */
 /* Prefill and commit n tokens of one slot (nothing uncommitted in it), in blocks that end at multiples of max_rows (absolute positions). */
 int  forward_prefill(struct forward *f, int slot, const int *tokens, int n);
 #endif

@@ -38,7 +38,14 @@ static int load_matrix(struct build *b, struct matrix *w, const char *prefix, co
             goto out;
         parts[i] = got[i].part;
     }
-    rc = be->ops->matrix(be, w, k, parts, n, flags);
+    const struct matrix_source source = {.parts = parts,
+                                         .n_parts = n,
+                                         .k = k,
+                                         .flags = flags,
+                                         .form = prefix[0] && b->m->opts.weights == MODEL_FP8 ? MATRIX_FP8
+                                                                                              : MATRIX_BF16,
+                                         .head_dim = b->m->cfg.head_dim};
+    rc = be->ops->matrix(be, w, &source);
     if (rc)
         err_context("packing '%s%s.weight'", prefix, wants[0].name);
 out:
@@ -75,7 +82,7 @@ static int load_layer(struct build *b, int i)
     char prefix[NAME_MAX_BYTES / 2];
     snprintf(prefix, sizeof prefix, "model.layers.%d.", i);
     TRY(load_norm(b, prefix, "input_layernorm", &l->attn_norm));
-    TRY(load_matrix(b, &l->qkv, prefix, qkv, 3, c->hidden, MATRIX_PLAIN));
+    TRY(load_matrix(b, &l->qkv, prefix, qkv, 3, c->hidden, MATRIX_ROTARY));
     TRY(load_matrix(b, &l->o, prefix, o, 1, q, MATRIX_PLAIN));
     TRY(load_norm(b, prefix, "post_attention_layernorm", &l->ffn_norm));
     TRY(load_matrix(b, &l->gate_up, prefix, gate_up, 2, c->hidden, MATRIX_INTERLEAVE));
@@ -143,9 +150,9 @@ static int check_room(struct backend *be, const struct model_config *cfg)
 }
 
 static int build_from(struct model *m, struct backend *be, const struct model_config *cfg,
-                      struct checkpoint *ckpt, uint64_t seed)
+                      struct checkpoint *ckpt, uint64_t seed, const struct model_opts *opts)
 {
-    struct model new = {.be = be, .cfg = *cfg};
+    struct model new = {.be = be, .cfg = *cfg, .opts = opts ? *opts : (struct model_opts){0}};
     struct build b = {.m = &new, .from = {.ckpt = ckpt, .seed = seed, .threads = be->threads}};
     int rc = check_room(be, cfg);
     if (rc == 0)
@@ -167,21 +174,22 @@ static void log_model(const struct model *m, const char *origin)
              (double)m->weight_bytes / 0x1p20, m->be->device);
 }
 
-int model_build(struct model *m, struct backend *be, const struct model_config *cfg, struct checkpoint *ckpt)
+int model_build(struct model *m, struct backend *be, const struct model_config *cfg, struct checkpoint *ckpt,
+                const struct model_opts *opts)
 {
-    TRY(build_from(m, be, cfg, ckpt, 0));
+    TRY(build_from(m, be, cfg, ckpt, 0, opts));
     m->fingerprint = checkpoint_fingerprint(ckpt);
     log_model(m, ckpt->dir);
     return 0;
 }
 
-int model_load(struct model *m, struct backend *be, const char *dir)
+int model_load(struct model *m, struct backend *be, const char *dir, const struct model_opts *opts)
 {
     struct model_config cfg = {0};
     struct checkpoint ckpt = {0};
     TRY(model_config_read(&cfg, dir));
     TRY(checkpoint_open(&ckpt, dir));
-    int rc = model_build(m, be, &cfg, &ckpt);
+    int rc = model_build(m, be, &cfg, &ckpt, opts);
     checkpoint_close(&ckpt);
     return rc;
 }
@@ -204,9 +212,10 @@ static uint64_t synthetic_fingerprint(const struct model_config *c, uint64_t see
     return h;
 }
 
-int model_synthetic(struct model *m, struct backend *be, const struct model_config *cfg, uint64_t seed)
+int model_synthetic(struct model *m, struct backend *be, const struct model_config *cfg, uint64_t seed,
+                    const struct model_opts *opts)
 {
-    TRY(build_from(m, be, cfg, NULL, seed));
+    TRY(build_from(m, be, cfg, NULL, seed, opts));
     m->fingerprint = synthetic_fingerprint(cfg, seed);
     log_model(m, "random");
     return 0;
@@ -218,8 +227,8 @@ void model_deinit(struct model *m)
         return;
     for (int i = 0; m->layers && i < m->cfg.layers; i++) {
         const struct layer *l = &m->layers[i];
-        void *const parts[] = {l->attn_norm, l->ffn_norm,     l->qkv.data,
-                               l->o.data,    l->gate_up.data, l->down.data};
+        void *const parts[] = {l->attn_norm, l->ffn_norm,  l->qkv.data, l->o.data,        l->gate_up.data,
+                               l->down.data, l->qkv.scale, l->o.scale,  l->gate_up.scale, l->down.scale};
         for (size_t j = 0; j < sizeof parts / sizeof *parts; j++)
             m->be->ops->release(m->be, parts[j]);
     }

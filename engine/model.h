@@ -7,6 +7,14 @@
 
 struct checkpoint;
 
+/* What a model's numbers are kept in; 0: as stored, in BF16 (the CPU computes in F32). */
+enum model_numbers { MODEL_BF16, MODEL_FP8 };
+struct model_opts {
+    enum model_numbers weights;     /* of the layers' matrices; embedding and head stay BF16 */
+    enum model_numbers activations; /* what those matrices multiply, rounded per token; FP8 needs FP8 weights */
+    enum model_numbers kv;          /* the cache of keys and values */
+};
+
 struct layer {
     float *attn_norm, *ffn_norm; /* [hidden] */
     struct matrix qkv;           /* [(heads + 2 kv_heads) * head_dim, hidden] */
@@ -18,6 +26,7 @@ struct layer {
 struct model {
     struct backend *be;       /* borrowed, outlives this; owns every array below but layers */
     struct model_config cfg;
+    struct model_opts opts;
     struct matrix embed;      /* [vocab, hidden] */
     struct matrix head;       /* [vocab, hidden]; tied: the same matrix as embed, sharing its data */
     float *norm;              /* [hidden] */
@@ -28,11 +37,12 @@ struct model {
 };
 
 /* From a Hugging Face directory. Tensor names: model-formats B.1. Errors: those of config and checkpoint, ERR_MEMORY. */
-int  model_load(struct model *m, struct backend *be, const char *dir);
+int  model_load(struct model *m, struct backend *be, const char *dir, const struct model_opts *opts); /* opts NULL: all zero */
 /* From a parsed config and an open checkpoint (tests). */
-int  model_build(struct model *m, struct backend *be, const struct model_config *cfg, struct checkpoint *ckpt);
+int  model_build(struct model *m, struct backend *be, const struct model_config *cfg, struct checkpoint *ckpt,
+                 const struct model_opts *opts);
 /* Random weights of the given shapes: N(0, 1/sqrt(fan-in)) from Philox counters, no file; the same on every run. For tests
  * and for timing true shapes. */
-int  model_synthetic(struct model *m, struct backend *be, const struct model_config *cfg, uint64_t seed);
+int  model_synthetic(struct model *m, struct backend *be, const struct model_config *cfg, uint64_t seed, const struct model_opts *opts);
 void model_deinit(struct model *m); /* before its backend closes; a zeroed struct is fine */
 #endif

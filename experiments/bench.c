@@ -80,7 +80,7 @@ static int bench_open(struct bench *b)
             cap = b->context[i] + MAX_ROWS;
     struct backend_opts opts = {.threads = b->threads, .isa = b->isa, .eager = b->eager};
     TRY(backend_open(&b->be, b->kind, &opts));
-    TRY_CTX(model_load(&b->m, &b->be, b->model), "loading model '%s'", b->model);
+    TRY_CTX(model_load(&b->m, &b->be, b->model, NULL), "loading model '%s'", b->model);
     TRY(kv_init(&b->kv, &b->be, &b->m, 1, cap));
     TRY(forward_init(&b->f, &b->m, &b->kv, PREFILL_ROWS, MAX_ROWS));
     b->tokens = malloc((size_t)cap * sizeof *b->tokens);
@@ -127,7 +127,7 @@ static int measure_step(struct bench *b, int rows, int context, struct point *p)
         if (i >= 0)
             b->seconds[i] = t;
     }
-    size_t kv_token = (size_t)c->layers * 2 * (size_t)c->kv_heads * (size_t)c->head_dim * b->be.kv_bytes;
+    size_t kv_token = (size_t)c->layers * 2 * (size_t)c->kv_heads * (size_t)c->head_dim * b->be.ops->kv_bytes(&b->be, b->kv.layers[0].form);
     *p = (struct point){.stage = rows == 1 ? "decode" : "verify",
                         .rows = rows,
                         .context = context,

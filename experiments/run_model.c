@@ -24,7 +24,7 @@ static int open_parts(struct run_model *m, const struct config *cfg)
     TRY(chat_open(&m->chat, cfg->model.path, cfg->workload.template, m->tokenizer));
     TRY(backend_open(&m->be, cfg->device.kind, &device));
     log_info("device: %s", m->be.device);
-    TRY(model_load(&m->model, &m->be, cfg->model.path));
+    TRY(model_load(&m->model, &m->be, cfg->model.path, NULL));
     log_info("model: ready after %.2f s, %.1f MiB on the device, weights %016llx, template %s",
              1e-9 * (double)(clock_ns() - start), (double)m->be.allocated / (1 << 20),
              (unsigned long long)m->model.fingerprint, chat_name(m->chat.kind));

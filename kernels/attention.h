@@ -6,7 +6,7 @@
  * (its ancestors and itself). A chain or a prefill block needs no path: base = pos + 1. */
 #ifndef KERNELS_ATTENTION_H
 #define KERNELS_ATTENTION_H
-#include "kernels/types.h"
+#include "kernels/gemm.h"
 
 enum { KV_BLOCK = 16 }; /* cap is a multiple of it */
 
@@ -15,6 +15,7 @@ enum { KV_BLOCK = 16 }; /* cap is a multiple of it */
 struct kv_layer {
     void *k, *v;
     int slots, kv_heads, head_dim, cap;
+    enum kv_form form; /* FP8: E4M3 of the number itself, saturating; the CPU keeps it in f32 */
 };
 
 /* Where a cell's key begins in k (component d stands d * KV_BLOCK further) and its value in v (contiguous). */
@@ -44,7 +45,7 @@ static inline float *kv_value(const struct kv_layer *kv, int slot, int head, int
 struct rows {
     int n;
     const int *token;    /* [n] */
-    const int *slot;     /* [n] whose cache */
+    const int *slot;     /* [n] whose cache; -1: nobody's row, which touches no cache and whose results mean nothing */
     const int *pos;      /* [n] absolute position */
     const int *cell;     /* [n] where this row's key and value go */
     const int *base;     /* [n] positions below it are their own cell */
@@ -70,6 +71,12 @@ struct rope {
     struct kv_layer kv;
     int heads, threads;
 };
+/* The product that makes q, k and v, then rope on it: product.y is rope.qkv, W is packed with MATRIX_ROTARY. On CUDA one kernel up to 64
+ * rows; k and v then reach their cells alone, not qkv. */
+struct qkv {
+    struct gemm product;
+    struct rope rope;
+};
 void rope_ref(const struct rope *a);
 void rope_table(const struct rows *rows, const float *inv_freq, int head_dim, float *cos_sin); /* once a pass */
 
@@ -87,6 +94,8 @@ struct attention {
     void *y;
     float *scratch;
     int heads, threads;
+    int reach;             /* every row's pos is below it: what a launch covers, never part of a result; at most cap */
+    enum act_form y_form;
     float scale;
 };
 size_t attention_scratch(int heads, int kv_heads, int head_dim, int cap); /* floats a thread */

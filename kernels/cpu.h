@@ -5,6 +5,7 @@
 #include "kernels/embed.h"
 #include "kernels/gemm.h"
 #include "kernels/logits.h"
+#include "kernels/quantise.h"
 #include "kernels/rmsnorm.h"
 
 struct cpu_kernels {

@@ -12,19 +12,28 @@
 #include "kernels/embed.h"
 #include "kernels/gemm.h"
 #include "kernels/logits.h"
+#include "kernels/quantise.h"
 #include "kernels/read.h"
 #include "kernels/rmsnorm.h"
 
-/* W in the order of the A fragments of mma.m16n8k16: [ceil(n/16)][ceil(k/16)][32 lanes][8] bf16, zero padded; a lane's 16-byte load is its
- * whole fragment (weight shuffling). Interleaved matrices take 8 outputs of G and the same 8 of U into each 16. */
-size_t matrix_cuda_bytes(int n, int k);
-/* Host bytes to host bytes in that order; the backend uploads them. parts as matrix_pack. */
-void matrix_pack_cuda(bf16 *to, int k, const struct matrix_part *parts, int n_parts, enum matrix_flags flags);
+/* W in the order of the A fragments of mma.m16n8k16 (weight shuffling), zero padded; a lane's 16-byte load is
+ *   BF16  [ceil(n/16)][ceil(k/16)][32 lanes][8]: its whole fragment of a step of 16 inputs
+ *   FP8   [ceil(n/16)][ceil(k/32)][32 lanes][16]: those of two steps, eight numbers each, in the same order
+ * Which outputs stand in tile t of 16: MATRIX_INTERLEAVE: 8 t + 0..7 of G, then the same of U. MATRIX_ROTARY: of its head (head_dim / 16
+ * tiles), component j = t % (head_dim / 16) * 8 + 0..7, then j + head_dim / 2. */
+size_t matrix_cuda_bytes(int n, int k, enum matrix_form form);
+int matrix_cuda_output(const struct matrix_source *from, int n, int tile, int row); /* the output there, n or more: none */
+/* Host bytes to host bytes in that order, and scale [n] for FP8 (see struct matrix): how the layout is tested; what the backend runs packs on
+ * the device. */
+void matrix_pack_cuda(void *to, float *scale, const struct matrix_source *from);
 
 KERN_API int embed_cuda(const struct embed *a, void *stream);
 KERN_API int rmsnorm_cuda(const struct rmsnorm *a, void *stream);
 KERN_API int gemm_cuda(const struct gemm *a, void *stream);
 KERN_API int swiglu_cuda(const struct gemm *a, void *stream);
+KERN_API int residual_cuda(const struct residual *a, void *stream); /* up to 64 rows, as swiglu, qkv and gemm with square */
+KERN_API int qkv_cuda(const struct qkv *a, void *stream);
+KERN_API int quantise_cuda(const struct quantise *a, void *stream);
 KERN_API int rope_table_cuda(const struct rows *rows, const float *inv_freq, int head_dim, float *cos_sin, void *stream);
 KERN_API int rope_cuda(const struct rope *a, void *stream);
 KERN_API int attention_cuda(const struct attention *a, void *stream); /* scratch f32 [attention_cuda_scratch(...)] */

@@ -7,7 +7,7 @@ void embed_ref(const struct embed *a)
     size_t pairs = ((size_t)k + 1) / 2;
     for (int r = 0; r < a->rows; r++) {
         size_t panel = (size_t)(a->token[r] / MATRIX_PANEL), lane = (size_t)(a->token[r] % MATRIX_PANEL);
-        const bf16 *w = a->w->data + (panel * pairs * MATRIX_PANEL + lane) * 2;
+        const bf16 *w = (const bf16 *)a->w->data + (panel * pairs * MATRIX_PANEL + lane) * 2;
         for (int i = 0; i < k; i++)
             a->y[(size_t)r * (size_t)k + (size_t)i] =
                 bf16_to_f32(w[(size_t)(i / 2) * 2 * MATRIX_PANEL + (size_t)(i % 2)]);

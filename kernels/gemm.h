@@ -1,15 +1,16 @@
 /* gemm: y[r, :] = W x[r, :]  or  y[r, :] += W x[r, :], for 1 to any number of rows by one code path.
- * shapes   W [n, k] prepared by matrix_pack; x act [rows, k], y f32 [rows, n], row-major, dense
+ * shapes   W [n, k] prepared by matrix_pack; x act [rows, k], y f32 [rows, n], row-major, dense; row_scale f32 [rows]
  * needs    x, y do not overlap; any alignment of x and y (64 bytes is fastest)
  * math     f32; y[r][j] = sum over i = 0..k-1 ascending of fma(W[j][i], x[r][i], acc), one chain an output (portable:
- *          multiply, then add), acc starting at 0, the old y added last. So a row's bits depend on the row and W alone.
+ *          multiply, then add), acc starting at 0; then times W's scale of the output, times row_scale[r], each where there is one;
+ *          the old y added last. So a row's bits depend on the row and W alone.
  *
  * swiglu: y[r, :] = silu(G x[r, :]) * (U x[r, :]), silu(a) = a / (1 + exp(-a))
  * shapes   W [2 m, k] packed from the parts G, U with MATRIX_INTERLEAVE; x act [rows, k]; y act [rows, m]
  * math     both products as gemm; exp by the instruction set's own polynomial, within 2 ulp */
 #ifndef KERNELS_GEMM_H
 #define KERNELS_GEMM_H
-#include "kernels/types.h"
+#include "kernels/rmsnorm.h"
 
 enum { MATRIX_PANEL = 16 };
 
@@ -18,8 +19,10 @@ enum { MATRIX_PANEL = 16 };
  * output and no sum crosses lanes. Interleaved matrices alternate a panel of G and a panel of U. */
 struct matrix {
     int n, k;    /* outputs and inputs as the model counts them; interleaved: n = 2 m */
-    bf16 *data;  /* owned by the backend that packed it, 64-byte aligned */
-    size_t bytes;
+    enum matrix_form form;
+    void *data;   /* owned by the backend that packed it, 64-byte aligned; CPU: bf16 in both forms */
+    float *scale; /* owned likewise, f32 [n] in the order of the outputs before interleaving (G, then U): weight = number * scale; NULL: 1 */
+    size_t bytes; /* of data and scale */
 };
 
 struct matrix_part {
@@ -27,7 +30,21 @@ struct matrix_part {
     enum dtype dtype; /* F32 and F16 are rounded to bf16, to nearest even */
     int n;
 };
-enum matrix_flags { MATRIX_PLAIN = 0, MATRIX_INTERLEAVE = 1 }; /* interleave: exactly two parts of equal n % 16 == 0 */
+enum matrix_flags {
+    MATRIX_PLAIN = 0,
+    MATRIX_INTERLEAVE = 1, /* exactly two parts of equal n % 16 == 0: G and U of a swiglu */
+    MATRIX_ROTARY = 2      /* queries, keys, values: CUDA keeps the two components that a rotation pairs in one tile; the CPU as plain */
+};
+
+/* What a matrix is made of. */
+struct matrix_source {
+    const struct matrix_part *parts; /* [n_parts], stacked along n */
+    int n_parts, k;
+    enum matrix_flags flags;
+    enum matrix_form form; /* FP8: scale = largest magnitude of the output's weights / 448, numbers rounded to nearest even */
+    int head_dim; /* with MATRIX_ROTARY: a multiple of 16 that divides every part's n */
+};
+int matrix_source_n(const struct matrix_source *from); /* the sum of the parts' n */
 
 size_t matrix_packed_bytes(int n, int k);
 /* Fill w->data from parts stacked along n. The caller has set w->n (the sum of the parts' n), w->k and w->data
@@ -41,7 +58,17 @@ struct gemm {
     void *y;
     int rows, threads;
     int accumulate; /* 0: y = W x, 1: y += W x */
+    const float *square;    /* NULL, or of the struct normed (kernels/rmsnorm.h) whose act x is; its eps */
+    float eps;
+    const float *row_scale; /* NULL, or of the struct quantise (kernels/quantise.h) that x went through */
+    enum act_form y_form;   /* of an act y (swiglu) */
     float *scratch; /* [threads][gemm_scratch(k)], 64-byte aligned, borrowed: rows regrouped; contents mean nothing after */
+};
+/* The end of a block: product.y += W x, the residual stream, then its norm for the product that comes next; norm.x is product.y and
+ * product.accumulate is 1. On CUDA one kernel up to 64 rows. */
+struct residual {
+    struct gemm product;
+    struct rmsnorm norm;
 };
 size_t gemm_scratch(int k); /* floats a thread, a multiple of 16, for any number of rows and any instruction set */
 void gemm_ref(const struct gemm *a);   /* double sums */

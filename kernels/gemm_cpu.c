@@ -180,6 +180,7 @@ static void run_share(const struct gemm *a, enum output output, int begin, int e
 {
     float buf[GROUP * TILE * MATRIX_PANEL] __attribute__((aligned(64)));
     int k = a->w->k, ldy = output == OUTPUT_SWIGLU ? a->w->n / 2 : a->w->n;
+    const bf16 *weights = a->w->data;
     size_t stride = (size_t)(k + 1) / 2 * LINE;
     int block = (int)(gemm_scratch(k) / (size_t)(k > 0 ? k : 1)) / TILE * TILE;
     for (int row = 0; row < a->rows; row += block) {
@@ -191,8 +192,7 @@ static void run_share(const struct gemm *a, enum output output, int begin, int e
             int panels = end - panel < GROUP ? end - panel : GROUP;
             for (int t = 0; t < rows; t += TILE) {
                 int n = rows - t < TILE ? rows - t : TILE;
-                product_table[n](a->w->data + (size_t)panel * stride, stride, x + (size_t)t * k, k, panels,
-                                 buf);
+                product_table[n](weights + (size_t)panel * stride, stride, x + (size_t)t * k, k, panels, buf);
                 finish(a, output, buf, panel, panels, n, (float *)a->y + (size_t)(row + t) * ldy);
             }
         }

@@ -3,6 +3,14 @@
 #include "kernels/gemm_part.h"
 #include <assert.h>
 
+int matrix_source_n(const struct matrix_source *from)
+{
+    int n = 0;
+    for (int i = 0; i < from->n_parts; i++)
+        n += from->parts[i].n;
+    return n;
+}
+
 size_t matrix_packed_bytes(int n, int k)
 {
     return ((size_t)n + MATRIX_PANEL - 1) / MATRIX_PANEL * (((size_t)k + 1) / 2) * 2 * MATRIX_PANEL *
@@ -30,7 +38,7 @@ static void pack_row(const struct matrix_part *p, int row, int k, bf16 *panel, i
 static void pack_panel(struct matrix *w, const struct matrix_part *parts, int panel, enum matrix_flags flags)
 {
     size_t size = ((size_t)w->k + 1) / 2 * 2 * MATRIX_PANEL;
-    bf16 *dst = w->data + (size_t)panel * size;
+    bf16 *dst = (bf16 *)w->data + (size_t)panel * size;
     memset(dst, 0, size * sizeof(bf16));
     for (int lane = 0; lane < MATRIX_PANEL; lane++) {
         int part = 0, row = panel * MATRIX_PANEL + lane;
@@ -66,6 +74,7 @@ float matrix_at(const struct matrix *w, int row, int col)
 {
     size_t panel = (size_t)(row / MATRIX_PANEL), lane = (size_t)(row % MATRIX_PANEL),
            pairs = ((size_t)w->k + 1) / 2;
+    const bf16 *data = w->data;
     return bf16_to_f32(
-        w->data[((panel * pairs + (size_t)(col / 2)) * MATRIX_PANEL + lane) * 2 + (size_t)col % 2]);
+        data[((panel * pairs + (size_t)(col / 2)) * MATRIX_PANEL + lane) * 2 + (size_t)col % 2]);
 }

@@ -1,9 +1,10 @@
-/* matrix_pack_cuda: row-major weights to the fragment order of cuda.h. A tile is 16 outputs; in it, step by
- * step of 16 inputs, 512 bytes that a warp reads with one 16-byte load a lane. Each thread packs whole tiles;
- * every byte moves once. */
+/* matrix_pack_cuda: row-major weights to the fragment order of cuda.h, plainly: what the device's packer is
+ * held to. Each thread packs whole tiles. */
 #include "kernels/cuda.h"
+#include "kernels/fp8.h"
 #include "kernels/gemm_part.h"
 #include <assert.h>
+#include <math.h>
 
 enum { TILE = 16, STEP = 16, FRAGMENT = 8, FRAGMENTS = TILE * STEP };
 
@@ -12,49 +13,88 @@ static size_t steps_of(int k)
     return ((size_t)k + STEP - 1) / STEP;
 }
 
-size_t matrix_cuda_bytes(int n, int k)
+/* Numbers of a tile of 16 outputs. */
+static size_t tile_size(int k, enum matrix_form form)
 {
-    return ((size_t)n + TILE - 1) / TILE * steps_of(k) * FRAGMENTS * sizeof(bf16);
+    const size_t steps = steps_of(k);
+    return (form == MATRIX_FP8 ? (steps + 1) / 2 * 2 : steps) * FRAGMENTS;
+}
+
+size_t matrix_cuda_bytes(int n, int k, enum matrix_form form)
+{
+    return ((size_t)n + TILE - 1) / TILE * tile_size(k, form) * (form == MATRIX_FP8 ? 1 : sizeof(bf16));
 }
 
 /* Where output `row` of a tile keeps input i: lane row % 8 * 4 + i % 8 / 2; of its eight, rows and inputs
- * alternate in pairs: {row < 8, i < 8}, {row >= 8, i < 8}, {row < 8, i >= 8}, {row >= 8, i >= 8}. */
-static size_t place(int row, int i)
+ * alternate in pairs: {row < 8, i < 8}, {row >= 8, i < 8}, {row < 8, i >= 8}, {row >= 8, i >= 8}. FP8: two
+ * steps to a lane. */
+static size_t place(int row, int i, enum matrix_form form)
 {
-    int lane = row % 8 * 4 + i % 8 / 2, pair = i % STEP / 8 * 2 + row / 8;
-    return (size_t)(i / STEP) * FRAGMENTS + (size_t)(lane * FRAGMENT + pair * 2 + i % 2);
+    const size_t lane = (size_t)(row % 8 * 4 + i % 8 / 2),
+                 within = (size_t)((i % STEP / 8 * 2 + row / 8) * 2 + i % 2), step = (size_t)(i / STEP);
+    if (form == MATRIX_FP8)
+        return step / 2 * 2 * FRAGMENTS + lane * 2 * FRAGMENT + step % 2 * FRAGMENT + within;
+    return step * FRAGMENTS + lane * FRAGMENT + within;
 }
 
-/* The part and the row in it that a tile's output comes from; NULL: padding. */
-static const struct matrix_part *source(const struct matrix_part *parts, int n_parts, enum matrix_flags flags,
-                                        int tile, int row, int *from)
+int matrix_cuda_output(const struct matrix_source *from, int n, int tile, int row)
 {
-    if (flags == MATRIX_INTERLEAVE) {
-        *from = tile * (TILE / 2) + row % (TILE / 2);
-        return *from < parts[0].n ? &parts[row / (TILE / 2)] : NULL;
+    const int half = from->head_dim / 2, tiles = from->head_dim / TILE;
+    if (from->flags == MATRIX_INTERLEAVE)
+        return tile * (TILE / 2) + row % (TILE / 2) + row / (TILE / 2) * (n / 2);
+    if (from->flags == MATRIX_ROTARY)
+        return tile / tiles * from->head_dim + tile % tiles * (TILE / 2) + row % (TILE / 2) +
+               row / (TILE / 2) * half;
+    return tile * TILE + row;
+}
+
+/* The part that output j comes from, and its row there. */
+static const struct matrix_part *source(const struct matrix_source *from, int j, int *row)
+{
+    const struct matrix_part *p = from->parts;
+    for (*row = j; *row >= p->n; p++)
+        *row -= p->n;
+    return p;
+}
+
+static float scale_of(const struct matrix_part *p, size_t first, int k)
+{
+    float most = 0;
+    for (int i = 0; i < k; i++)
+        most = fmaxf(most, fabsf(bf16_to_f32(gemm_part_at(p, first + (size_t)i))));
+    return most > 0 ? most / FP8_MAX : 1.0f;
+}
+
+static void pack_output(const struct matrix_source *from, int j, int row_of_tile, void *tile, float *scale)
+{
+    int row;
+    const struct matrix_part *p = source(from, j, &row);
+    const size_t first = (size_t)row * (size_t)from->k;
+    if (from->form == MATRIX_FP8)
+        scale[j] = scale_of(p, first, from->k);
+    for (int i = 0; i < from->k; i++) {
+        const bf16 w = gemm_part_at(p, first + (size_t)i);
+        const size_t at = place(row_of_tile, i, from->form);
+        if (from->form == MATRIX_FP8)
+            ((uint8_t *)tile)[at] = fp8_from_f32(bf16_to_f32(w) / scale[j]);
+        else
+            ((bf16 *)tile)[at] = w;
     }
-    *from = tile * TILE + row;
-    for (int i = 0; i < n_parts; *from -= parts[i++].n)
-        if (*from < parts[i].n)
-            return &parts[i];
-    return NULL;
 }
 
-void matrix_pack_cuda(bf16 *to, int k, const struct matrix_part *parts, int n_parts, enum matrix_flags flags)
+void matrix_pack_cuda(void *to, float *scale, const struct matrix_source *from)
 {
-    int n = 0;
-    for (int i = 0; i < n_parts; i++)
-        n += parts[i].n;
-    assert(flags == MATRIX_PLAIN || (n_parts == 2 && parts[0].n == parts[1].n));
-    size_t size = steps_of(k) * FRAGMENTS;
+    const int n = matrix_source_n(from), tiles = (n + TILE - 1) / TILE;
+    const size_t bytes = tile_size(from->k, from->form) * (from->form == MATRIX_FP8 ? 1 : sizeof(bf16));
+    assert(from->flags != MATRIX_INTERLEAVE || (from->n_parts == 2 && from->parts[0].n == from->parts[1].n));
 #pragma omp parallel for schedule(static)
-    for (int tile = 0; tile < (n + TILE - 1) / TILE; tile++) {
-        bf16 *dst = to + (size_t)tile * size;
-        memset(dst, 0, size * sizeof(bf16));
-        for (int row = 0, from; row < TILE; row++) {
-            const struct matrix_part *p = source(parts, n_parts, flags, tile, row, &from);
-            for (int i = 0; p && i < k; i++)
-                dst[place(row, i)] = gemm_part_at(p, (size_t)from * (size_t)k + (size_t)i);
+    for (int t = 0; t < tiles; t++) {
+        char *tile = (char *)to + (size_t)t * bytes;
+        memset(tile, 0, bytes);
+        for (int row = 0; row < TILE; row++) {
+            const int j = matrix_cuda_output(from, n, t, row), half = row % (TILE / 2) + t * (TILE / 2);
+            if (j < n && (from->flags != MATRIX_INTERLEAVE || half < n / 2))
+                pack_output(from, j, row, tile, scale);
         }
     }
 }

@@ -5,7 +5,7 @@
 /* Output j of an interleaved matrix stands in panel 2 (j / 16) for G and the next for U. */
 static double dot(const struct matrix *w, size_t panel, int lane, const float *x)
 {
-    const bf16 *p = w->data + panel * (((size_t)w->k + 1) / 2) * 2 * MATRIX_PANEL;
+    const bf16 *p = (const bf16 *)w->data + panel * (((size_t)w->k + 1) / 2) * 2 * MATRIX_PANEL;
     double sum = 0;
     for (int i = 0; i < w->k; i++)
         sum += (double)bf16_to_f32(p[((size_t)(i / 2) * MATRIX_PANEL + (size_t)lane) * 2 + i % 2]) * x[i];

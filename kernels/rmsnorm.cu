@@ -84,5 +84,5 @@ KERN_API int rmsnorm_cuda(const struct rmsnorm *a, void *stream)
     const struct launch l = {.grid = (unsigned)a->rows,
                              .block = (unsigned)(threads < MAX_THREADS ? threads : MAX_THREADS),
                              .stream = stream};
-    return launch_kernel(&l, rmsnorm_kernel, a->x, a->w, (bf16 *)a->y, a->dim, a->eps);
+    return launch_kernel(&l, rmsnorm_kernel, a->x, a->w, (bf16 *)a->y.act, a->dim, a->eps);
 }

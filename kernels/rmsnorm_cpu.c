@@ -7,7 +7,7 @@
 static void norm_row(const struct rmsnorm *a, int row)
 {
     const float *x = a->x + (size_t)row * (size_t)a->dim;
-    float *y = (float *)a->y + (size_t)row * (size_t)a->dim;
+    float *y = (float *)a->y.act + (size_t)row * (size_t)a->dim;
     int whole = a->dim / 16 * 16;
     struct v16 sum = v16_set1(0.0f);
     for (int i = 0; i < whole; i += 16) {

@@ -12,6 +12,12 @@ typedef uint16_t bf16; /* the upper half of an IEEE binary32 */
 
 enum dtype { DTYPE_BF16, DTYPE_F16, DTYPE_F32 };
 
+/* How weights, activations and cache cells are kept. FP8 is E4M3 (1 sign, 4 exponent, 3 mantissa bits, largest 448; Micikevicius et al.,
+ * arXiv 2209.05433); conversions: kernels/fp8.h. On the CPU an FP8 number is kept in a wider type that holds it exactly. */
+enum matrix_form { MATRIX_BF16, MATRIX_FP8 };
+enum act_form { ACT_BF16, ACT_F16 };  /* CUDA: acts that FP8 weights multiply are f16, all others bf16; the CPU has f32 alone */
+enum kv_form { KV_WIDE, KV_FP8 };     /* wide: f32 on the CPU, bf16 on CUDA */
+
 /* A fast CPU kernel is one source compiled once per instruction set: inside *_cpu.c a function
  * `KERN_NAME(gemm)` becomes gemm_portable, gemm_avx2 or gemm_avx512. */
 #define KERN_JOIN2(a, b) a##_##b

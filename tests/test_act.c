@@ -99,10 +99,12 @@ static float *weights(int n, int k)
 
 static bf16 *pack(int n, int k, const struct matrix_part *parts, int n_parts, enum matrix_flags flags)
 {
-    bf16 *to = malloc(matrix_cuda_bytes(n, k));
+    const size_t bytes = matrix_cuda_bytes(n, k, MATRIX_BF16);
+    bf16 *to = malloc(bytes);
     ck_assert_ptr_nonnull(to);
-    memset(to, 0xff, matrix_cuda_bytes(n, k));
-    matrix_pack_cuda(to, k, parts, n_parts, flags);
+    memset(to, 0xff, bytes);
+    matrix_pack_cuda(to, NULL,
+                     &(struct matrix_source){.parts = parts, .n_parts = n_parts, .k = k, .flags = flags});
     return to;
 }
 
@@ -111,7 +113,7 @@ static void check_fragments(const bf16 *packed, int n, int k,
                             float (*wanted)(int tile, int row, int col, int n, int k))
 {
     int tiles = (n + 15) / 16, steps = (k + 15) / 16;
-    ck_assert_uint_eq(matrix_cuda_bytes(n, k), (size_t)tiles * (size_t)steps * 512);
+    ck_assert_uint_eq(matrix_cuda_bytes(n, k, MATRIX_BF16), (size_t)tiles * (size_t)steps * 512);
     for (int tile = 0; tile < tiles; tile++)
         for (int step = 0; step < steps; step++)
             for (int lane = 0; lane < LANES; lane++)

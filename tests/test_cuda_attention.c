@@ -160,7 +160,7 @@ static void scene_free(struct scene *s)
 
 static struct kv_layer scene_kv(const struct scene *s)
 {
-    return (struct kv_layer){s->device_k, s->device_v, SLOTS, s->kv_heads, s->dim, s->cap};
+    return (struct kv_layer){s->device_k, s->device_v, SLOTS, s->kv_heads, s->dim, s->cap, KV_WIDE};
 }
 
 static struct rows scene_rows(const struct scene *s, int first, int n)
@@ -492,7 +492,8 @@ static struct kv_layer reference_kv(const struct scene *s)
                           SLOTS,
                           s->kv_heads,
                           s->dim,
-                          s->cap};
+                          s->cap,
+                          KV_WIDE};
     for (int slot = 0; slot < SLOTS; slot++)
         for (int h = 0; h < s->kv_heads; h++)
             for (int cell = 0; cell < s->cap; cell++)

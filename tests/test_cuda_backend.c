@@ -44,7 +44,7 @@ static void rig_open(struct rig *r, const char *kind, const char *dir, int rows)
     const struct model_config cfg = toy_config();
     *r = (struct rig){.be = {.ops = NULL}};
     ok(backend_open(&r->be, kind, &(struct backend_opts){0}));
-    ok(dir ? model_load(&r->model, &r->be, dir) : model_synthetic(&r->model, &r->be, &cfg, TOY_SEED));
+    ok(dir ? model_load(&r->model, &r->be, dir, NULL) : model_synthetic(&r->model, &r->be, &cfg, TOY_SEED, NULL));
     ok(kv_init(&r->kv, &r->be, &r->model, SLOTS, CAP));
     ok(forward_init(&r->fw, &r->model, &r->kv, rows, rows));
 }

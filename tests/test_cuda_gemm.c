@@ -97,7 +97,8 @@ static float start(int i)
 
 static void pack_weights(struct problem *p)
 {
-    bf16 *w = alloc((size_t)p->n * (size_t)p->k * sizeof *w), *packed = alloc(matrix_cuda_bytes(p->n, p->k));
+    bf16 *w = alloc((size_t)p->n * (size_t)p->k * sizeof *w),
+         *packed = alloc(matrix_cuda_bytes(p->n, p->k, MATRIX_BF16));
 #pragma omp parallel for
     for (int j = 0; j < p->n; j++)
         for (int i = 0; i < p->k; i++)
@@ -105,8 +106,12 @@ static void pack_weights(struct problem *p)
     int first = p->gated ? p->n / 2 : p->n;
     struct matrix_part parts[2] = {{w, DTYPE_BF16, first},
                                    {w + (size_t)first * (size_t)p->k, DTYPE_BF16, first}};
-    matrix_pack_cuda(packed, p->k, parts, p->gated ? 2 : 1, p->gated ? MATRIX_INTERLEAVE : MATRIX_PLAIN);
-    size_t bytes = matrix_cuda_bytes(p->n, p->k);
+    matrix_pack_cuda(packed, NULL,
+                     &(struct matrix_source){.parts = parts,
+                                             .n_parts = p->gated ? 2 : 1,
+                                             .k = p->k,
+                                             .flags = p->gated ? MATRIX_INTERLEAVE : MATRIX_PLAIN});
+    size_t bytes = matrix_cuda_bytes(p->n, p->k, MATRIX_BF16);
     p->w = (struct matrix){.n = p->n, .k = p->k, .data = device_alloc(bytes), .bytes = bytes};
     upload(p->w.data, packed, bytes);
     free(w);

@@ -58,7 +58,7 @@ START_TEST(an_embedding_is_the_row_of_its_token_exactly)
     int token[ROWS];
     for (int r = 0; r < ROWS; r++)
         token[r] = r * 5 % VOCAB;
-    ok(be.ops->matrix(&be, &m, k, parts, 2, MATRIX_PLAIN));
+    ok(be.ops->matrix(&be, &m, &(struct matrix_source){.parts = parts, .n_parts = 2, .k = k}));
     int *device_token = to_device(token, sizeof token);
     float *device_y = to_device(NULL, ROWS * (size_t)k * sizeof *y);
     ok(be.ops->embed(&be, &(struct embed){.w = &m, .token = device_token, .y = device_y, .rows = ROWS}));
@@ -83,7 +83,7 @@ static void norm(const float *x, const float *w, int dim, int first, int rows, v
 {
     ok(be.ops->rmsnorm(&be, &(struct rmsnorm){.x = x + (size_t)first * (size_t)dim,
                                               .w = w,
-                                              .y = device_y,
+                                              .y.act = device_y,
                                               .rows = rows,
                                               .dim = dim,
                                               .eps = 1e-5f}));
@@ -134,7 +134,7 @@ START_TEST(a_norm_is_within_its_bound_of_the_reference)
     float *device_x = to_device(x, floats * sizeof *x), *device_w = to_device(w, (size_t)dim * sizeof *w);
     bf16 *device_y = to_device(NULL, bytes), *out = malloc(bytes);
     double worst = 0;
-    rmsnorm_ref(&(struct rmsnorm){.x = x, .w = w, .y = want, .rows = ROWS, .dim = dim, .eps = 1e-5f});
+    rmsnorm_ref(&(struct rmsnorm){.x = x, .w = w, .y.act = want, .rows = ROWS, .dim = dim, .eps = 1e-5f});
     norm(device_x, device_w, dim, 0, ROWS, device_y, out);
     for (int r = 0; r < ROWS; r++)
         for (int i = 0; i < dim; i++) {

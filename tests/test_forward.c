@@ -37,7 +37,7 @@ static int rig_open(struct rig *r, const char *isa, int threads)
     const struct backend_opts opts = {.threads = threads, .isa = isa};
     const struct model_config cfg = toy_config();
     TRY(backend_open(&r->be, "cpu", &opts));
-    TRY(model_synthetic(&r->model, &r->be, &cfg, TOY_SEED));
+    TRY(model_synthetic(&r->model, &r->be, &cfg, TOY_SEED, NULL));
     TRY(kv_init(&r->kv, &r->be, &r->model, SLOTS, CAP));
     return forward_init(&r->fw, &r->model, &r->kv, ROWS, ROWS);
 }
@@ -381,7 +381,7 @@ START_TEST(what_does_not_fit_is_refused_before_anything_changes)
     forward_deinit(&few);
     kv_deinit(&small);
     ck_assert_int_eq(forward_init(&few, &rig.model, &rig.kv, 0, 0), ERR_LIMIT);
-    ck_assert_ptr_nonnull(strstr(err_text(), "expected 1 to 4096 rows a pass, found 0"));
+    ck_assert_ptr_nonnull(strstr(err_text(), "expected 1 to 8192 rows a pass, found 0"));
 }
 END_TEST
 

@@ -355,7 +355,7 @@ START_TEST(parts_of_every_dtype_and_alignment_are_packed)
     for (size_t i = 0; i < m.bytes / 2; i++) { /* [panel][pair][lane][2]: what is no weight is 0 */
         int row = (int)(i / (3 * 32)) * 16 + (int)(i / 2 % 16), col = (int)(i / 32 % 3) * 2 + (int)(i % 2);
         if (row >= N || col >= K)
-            ck_assert_uint_eq(m.data[i], 0);
+            ck_assert_uint_eq(((const bf16 *)m.data)[i], 0);
     }
     free(m.data);
 }

@@ -29,7 +29,7 @@ static void rig_open(struct rig *r, const char *name, const char *isa)
     log_set_level(LOG_WARN);
     snprintf(path, sizeof path, SPECBED_GOLDEN_DIR "/tiny/%s", name);
     ck_assert_int_eq(backend_open(&r->be, "cpu", &(struct backend_opts){.threads = 1, .isa = isa}), 0);
-    ck_assert_msg(model_load(&r->model, &r->be, path) == 0, "%s", err_text());
+    ck_assert_msg(model_load(&r->model, &r->be, path, NULL) == 0, "%s", err_text());
     snprintf(path, sizeof path, SPECBED_GOLDEN_DIR "/tiny/%s/logits.bin", name);
     struct golden g = golden_open(path, "SBTINY01");
     r->n = golden_int(&g);

@@ -43,7 +43,7 @@ static void open_all(void)
 {
     log_set_level(LOG_WARN);
     ck_assert_int_eq(backend_open(&be, "cpu", &(struct backend_opts){.threads = 1, .isa = "auto"}), 0);
-    ck_assert_msg(model_load(&model, &be, MODEL_DIR) == 0, "%s", err_text());
+    ck_assert_msg(model_load(&model, &be, MODEL_DIR, NULL) == 0, "%s", err_text());
     ck_assert_int_eq(kv_init(&kv, &be, &model, 1, CAP), 0);
     ck_assert_int_eq(forward_init(&fw, &model, &kv, ROWS, ROWS), 0);
 }

@@ -136,7 +136,7 @@ static int build(struct model *m, const struct model_config *c)
 {
     struct checkpoint ckpt = {0};
     ck_assert_msg(checkpoint_open(&ckpt, dir) == 0, "%s", err_text());
-    int rc = model_build(m, &be, c, &ckpt);
+    int rc = model_build(m, &be, c, &ckpt, NULL);
     checkpoint_close(&ckpt);
     return rc;
 }
@@ -226,7 +226,7 @@ START_TEST(weight_bytes_are_what_one_token_reads)
 {
     struct model m = {.be = NULL};
     const struct model_config c = toy_config();
-    ck_assert_int_eq(model_synthetic(&m, &be, &c, 1), 0);
+    ck_assert_int_eq(model_synthetic(&m, &be, &c, 1, NULL), 0);
     const size_t layer = matrix_packed_bytes(128, 64) + matrix_packed_bytes(64, 64) +
                          matrix_packed_bytes(192, 64) + matrix_packed_bytes(64, 96) + 2 * 64 * sizeof(float);
     ck_assert_uint_eq(m.weight_bytes, 2 * layer + matrix_packed_bytes(97, 64) + 64 * sizeof(float));
@@ -276,9 +276,9 @@ START_TEST(random_weights_are_a_function_of_the_seed)
     struct backend two = {.ops = NULL};
     const struct model_config cfg = toy_config();
     ck_assert_int_eq(backend_open(&two, "cpu", &(struct backend_opts){.threads = 2, .isa = "auto"}), 0);
-    ck_assert_int_eq(model_synthetic(&a, &be, &cfg, 1), 0);
-    ck_assert_int_eq(model_synthetic(&b, &two, &cfg, 1), 0);
-    ck_assert_int_eq(model_synthetic(&c, &be, &cfg, 2), 0);
+    ck_assert_int_eq(model_synthetic(&a, &be, &cfg, 1, NULL), 0);
+    ck_assert_int_eq(model_synthetic(&b, &two, &cfg, 1, NULL), 0);
+    ck_assert_int_eq(model_synthetic(&c, &be, &cfg, 2, NULL), 0);
     ck_assert_uint_eq(a.fingerprint, b.fingerprint);
     ck_assert_uint_ne(a.fingerprint, c.fingerprint);
     ck_assert_mem_eq(a.layers[1].down.data, b.layers[1].down.data, a.layers[1].down.bytes);
@@ -299,7 +299,7 @@ START_TEST(random_weights_have_the_variance_of_their_fan_in)
     struct model m = {.be = NULL};
     const struct model_config cfg = toy_config();
     double sum = 0, squares = 0;
-    ck_assert_int_eq(model_synthetic(&m, &be, &cfg, 1), 0);
+    ck_assert_int_eq(model_synthetic(&m, &be, &cfg, 1, NULL), 0);
     for (int i = 0; i < 64; i++)
         for (int j = 0; j < 96; j++) {
             const double x = matrix_at(&m.layers[0].down, i, j);
@@ -315,7 +315,7 @@ END_TEST
 START_TEST(a_directory_without_a_config_is_an_io_error)
 {
     struct model m = {.be = NULL};
-    expect_error(model_load(&m, &be, dir), ERR_IO, "config.json: cannot open");
+    expect_error(model_load(&m, &be, dir, NULL), ERR_IO, "config.json: cannot open");
     model_deinit(&m);
 }
 END_TEST

@@ -25,7 +25,7 @@ int toy_open(struct toy *t, int threads)
     *t = (struct toy){.model = {.be = NULL}};
     log_set_level(LOG_WARN);
     TRY(backend_open(&t->be, "cpu", &opts));
-    int rc = model_synthetic(&t->model, &t->be, &cfg, TOY_SEED);
+    int rc = model_synthetic(&t->model, &t->be, &cfg, TOY_SEED, NULL);
     if (rc)
         toy_close(t);
     return rc;

@@ -1,0 +1,69 @@
+/* backend_cuda: the inside of the CUDA backend, shared by its files: backend_cuda.c (the table and its launches),
+ * backend_cuda_device.c (finding and opening a GPU), backend_cuda_memory.c (memory and copies), backend_cuda_matrix.c (weights),
+ * backend_cuda_graph.c (recorded passes). Nothing here is seen outside them. */
+#ifndef ENGINE_BACKEND_CUDA_H
+#define ENGINE_BACKEND_CUDA_H
+#include "engine/backend.h"
+#include <cuda_runtime_api.h>
+
+enum { CUDA_RING = 4, CUDA_GRAPHS = 256 };
+#define CUDA_RING_BYTES ((size_t)8 << 20) /* a buffer */
+
+struct cuda_block {
+    void *p;
+    size_t bytes;
+    int on_host;
+};
+
+/* What was launched last. */
+struct cuda_launch {
+    const char *name;
+    int rows, n, k;
+};
+
+/* A recorded pass. */
+struct cuda_graph {
+    struct pass_key key;
+    cudaGraphExec_t exec; /* owned */
+};
+
+struct cuda {
+    cudaStream_t stream;                   /* owned */
+    struct cuda_graph graphs[CUDA_GRAPHS]; /* [n_graphs] */
+    struct pass_key recording;             /* while the stream records */
+    int n_graphs, eager;
+    struct cuda_block *blocks; /* owned [n], each owned */
+    int n, cap;
+    void *ring[CUDA_RING];       /* owned, pinned, CUDA_RING_BYTES each */
+    cudaEvent_t sent[CUDA_RING]; /* owned; recorded behind a buffer's copy */
+    int next;                    /* buffer to use next */
+    struct cuda_launch last;
+};
+
+static inline struct cuda *cuda_of(const struct backend *be)
+{
+    return be->self;
+}
+
+/* ERR_DEVICE for a call that was refused, by what it was for; 0 when it was not. The runtime's memory of the error is cleared, so that no
+ * later call reports it. */
+int cuda_check(const struct backend *be, cudaError_t rc, const char *what);
+
+void cuda_describe(FILE *out);
+int  cuda_open_device(struct backend *be, int device);
+
+int  cuda_alloc(struct backend *be, size_t bytes, void **out);
+int  cuda_alloc_host(struct backend *be, size_t bytes, void **out);
+void cuda_release(struct backend *be, void *p);
+size_t cuda_available(struct backend *be);
+int  cuda_upload(struct backend *be, void *dst, const void *src, size_t bytes);
+int  cuda_download(struct backend *be, void *dst, const void *src, size_t bytes);
+int  cuda_open_ring(struct backend *be);
+void cuda_close_memory(struct cuda *c); /* frees everything that was allocated, the ring included */
+
+int  cuda_matrix(struct backend *be, struct matrix *w, const struct matrix_source *from);
+
+int  cuda_pass_begin(struct backend *be, struct pass_key key, int *recorded);
+int  cuda_pass_end(struct backend *be, int error);
+void cuda_pass_forget(struct backend *be, const void *owner);
+#endif

@@ -1,0 +1,21 @@
+/* quantise: an act to FP8 in place, each row with a scale of its own (dynamic, per token):
+ *   scale[r] = max_i |x[r][i]| / 448 (1 when all are 0);  x[r][i] = e4m3(x[r][i] / scale[r]), to nearest even, saturating
+ * so that a product over x times row_scale = scale (struct gemm) is the product over the rounded activations. The numbers stay in the act's own
+ * type, which holds every E4M3 exactly: what is tested is the accuracy of FP8 activations, not their speed (the tensor cores
+ * of sm_90 multiply E4M3 as F16 anyway).
+ * shapes   x act [rows, k] (CUDA: f16); scale f32 [rows]
+ * math     a row alone; the maximum is exact, so nothing depends on an order. A normed act (CUDA: without 1 / rms) may be quantised: 1 / rms
+ *          cancels between x and scale
+ * moves    4 rows k bytes on CUDA */
+#ifndef KERNELS_QUANTISE_H
+#define KERNELS_QUANTISE_H
+#include "kernels/types.h"
+
+struct quantise {
+    void *x;
+    float *scale;
+    int rows, k, threads;
+    enum act_form form; /* CUDA */
+};
+void quantise_ref(const struct quantise *a); /* f32 rows; also the CPU's path */
+#endif
