@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ROWS_MAX = 8192, REACH_MIN = 256, PATH_ROWS = 128 };
+enum { ROWS_MAX = 8192, REACH_MIN = 256, PATH_ROWS = 128, BULK_ROWS = 64 };
 
 /* The arrays of struct rows in one block of ints, [6][max_rows], then the paths. */
 enum { AT_TOKEN, AT_SLOT, AT_POS, AT_CELL, AT_BASE, AT_PATH_OFF, AT_PATH };
@@ -21,6 +21,7 @@ struct forward_scratch {
     unsigned char *in_place;  /* owned [max_rows], host: the row and its ancestors have cell = position */
     struct forward_row *rows; /* owned [max_rows], host: a block of prefill */
     size_t path_ints;         /* room for paths */
+    int bulk;                 /* the pass under way is one, see kernels/types.h */
     float *x, *qkv, *cos_sin; /* backend [max_rows, hidden], the residual stream, [max_rows, (heads + 2
                                  kv_heads) head_dim], [max_rows, head_dim] */
     void *h, *attended, *ffn; /* backend acts [max_rows, hidden], the stream's norm, [max_rows, heads
@@ -210,6 +211,15 @@ static int plan_row(const struct forward *f, const struct forward_row *rows, int
     return 0;
 }
 
+/* One slot's text, each row in the cell of its position. */
+static int plan_is_chain(const struct forward *f, const struct forward_row *rows, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (!f->scratch->in_place[i] || rows[i].slot != rows[0].slot)
+            return 0;
+    return 1;
+}
+
 /* Every planned row's position is below it. */
 static int plan_end(const struct forward *f, int n)
 {
@@ -247,6 +257,7 @@ static struct rmsnorm norm_for(const struct forward *f, const float *w, const st
                             .rows = f->rows.n,
                             .dim = f->model->cfg.hidden,
                             .threads = f->model->be->threads,
+                            .bulk = f->scratch->bulk,
                             .eps = f->model->cfg.rms_eps};
 }
 
@@ -258,6 +269,7 @@ static struct gemm product(const struct forward *f, const struct matrix *w, cons
                          .rows = f->rows.n,
                          .threads = f->model->be->threads,
                          .scratch = f->scratch->gemm,
+                         .bulk = f->scratch->bulk,
                          .eps = f->model->cfg.rms_eps};
 }
 
@@ -279,7 +291,8 @@ static int round_input(const struct forward *f, struct gemm *a, void *x)
                                .rows = a->rows,
                                .k = a->w->k,
                                .threads = a->threads,
-                               .form = ACT_F16};
+                               .form = ACT_F16,
+                               .bulk = a->bulk};
     a->row_scale = q.scale;
     return f->model->be->ops->quantise(f->model->be, &q);
 }
@@ -323,6 +336,7 @@ static int run_attention(const struct forward *f, int layer, int reach)
                                         .heads = c->heads,
                                         .threads = f->model->be->threads,
                                         .reach = reach,
+                                        .bulk = s->bulk,
                                         .y_form = l->o.form == MATRIX_FP8 ? ACT_F16 : ACT_BF16,
                                         .scale = 1.0f / sqrtf((float)c->head_dim)};
     TRY(f->model->be->ops->attention(f->model->be, &attention));
@@ -381,6 +395,7 @@ int forward_enqueue(struct forward *f, const struct rows *rows, int reach, unsig
 {
     assert(rows->n >= 1 && rows->n <= (flags & FORWARD_LOGITS ? f->max_logit_rows : f->max_rows));
     f->rows = *rows;
+    f->scratch->bulk = (flags & FORWARD_BULK) != 0;
     TRY(run_layers(f, reach, flags));
     return flags & FORWARD_LOGITS ? run_head(f, flags) : 0;
 }
@@ -426,6 +441,8 @@ int forward_run(struct forward *f, const struct forward_row *rows, int n, unsign
         FAIL(ERR_LIMIT, "forward: expected 1 to %d rows in a pass%s, found %d", limit,
              flags & FORWARD_LOGITS ? " with logits" : "", n);
     TRY(plan(f, rows, n));
+    if (!(flags & FORWARD_LOGITS) && n > BULK_ROWS && plan_is_chain(f, rows, n))
+        flags |= FORWARD_BULK;
     const int reach = forward_reach(f, plan_end(f, n));
     TRY(flags & FORWARD_LOGITS ? run_verify(f, reach, flags) : forward_enqueue(f, &f->rows, reach, flags));
     TRY(f->model->be->ops->sync(f->model->be));

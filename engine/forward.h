@@ -25,7 +25,8 @@ struct forward {
 enum forward_flags {
     FORWARD_PREFILL = 0,  /* fill the cache only */
     FORWARD_LOGITS = 1,   /* logits and stats for every row (n <= max_logit_rows) */
-    FORWARD_ENTROPY = 2   /* with LOGITS: stats hold the entropy too */
+    FORWARD_ENTROPY = 2,  /* with LOGITS: stats hold the entropy too */
+    FORWARD_BULK = 4      /* without LOGITS: see kernels/types.h; forward_run finds it out itself */
 };
 
 /* Sized once: nothing is allocated in forward_run. max_rows bounds any pass, max_logit_rows those with logits. */

@@ -71,8 +71,8 @@ struct rope {
     struct kv_layer kv;
     int heads, threads;
 };
-/* The product that makes q, k and v, then rope on it: product.y is rope.qkv, W is packed with MATRIX_ROTARY. On CUDA one kernel up to 64
- * rows; k and v then reach their cells alone, not qkv. */
+/* The product that makes q, k and v, then rope on it: product.y is rope.qkv, W is packed with MATRIX_ROTARY. On CUDA one kernel, unless in
+ * bulk; k and v then reach their cells alone, not qkv. */
 struct qkv {
     struct gemm product;
     struct rope rope;
@@ -96,6 +96,7 @@ struct attention {
     int heads, threads;
     int reach;             /* every row's pos is below it: what a launch covers, never part of a result; at most cap */
     enum act_form y_form;
+    int bulk;
     float scale;
 };
 size_t attention_scratch(int heads, int kv_heads, int head_dim, int cap); /* floats a thread */

@@ -31,7 +31,7 @@ KERN_API int embed_cuda(const struct embed *a, void *stream);
 KERN_API int rmsnorm_cuda(const struct rmsnorm *a, void *stream);
 KERN_API int gemm_cuda(const struct gemm *a, void *stream);
 KERN_API int swiglu_cuda(const struct gemm *a, void *stream);
-KERN_API int residual_cuda(const struct residual *a, void *stream); /* up to 64 rows, as swiglu, qkv and gemm with square */
+KERN_API int residual_cuda(const struct residual *a, void *stream); /* none of these in bulk: see kernels/bulk.h */
 KERN_API int qkv_cuda(const struct qkv *a, void *stream);
 KERN_API int quantise_cuda(const struct quantise *a, void *stream);
 KERN_API int rope_table_cuda(const struct rows *rows, const float *inv_freq, int head_dim, float *cos_sin, void *stream);

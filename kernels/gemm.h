@@ -62,10 +62,11 @@ struct gemm {
     float eps;
     const float *row_scale; /* NULL, or of the struct quantise (kernels/quantise.h) that x went through */
     enum act_form y_form;   /* of an act y (swiglu) */
+    int bulk;
     float *scratch; /* [threads][gemm_scratch(k)], 64-byte aligned, borrowed: rows regrouped; contents mean nothing after */
 };
 /* The end of a block: product.y += W x, the residual stream, then its norm for the product that comes next; norm.x is product.y and
- * product.accumulate is 1. On CUDA one kernel up to 64 rows. */
+ * product.accumulate is 1. On CUDA one kernel, unless in bulk. */
 struct residual {
     struct gemm product;
     struct rmsnorm norm;

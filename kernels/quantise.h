@@ -16,6 +16,7 @@ struct quantise {
     float *scale;
     int rows, k, threads;
     enum act_form form; /* CUDA */
+    int bulk;           /* CUDA: x becomes number * scale, rounded to bf16, and scale 1 */
 };
 void quantise_ref(const struct quantise *a); /* f32 rows; also the CPU's path */
 #endif

@@ -5,9 +5,9 @@
 #define KERNELS_RMSNORM_H
 #include "kernels/types.h"
 
-/* A norm on its way into products (struct gemm). CPU: act is the norm and square is not used. CUDA, up to 64 rows: act is x * w without
- * 1 / rms, square f32 [rows, ceil(dim / 16)] holds the sums of squares of each 16 inputs, and a product multiplies each row by
- * 1 / rms at its end: then whoever makes x can make the act, with no pass over whole rows. CUDA, more rows: as on the CPU. */
+/* A norm on its way into products (struct gemm). CPU, and CUDA in bulk: act is the norm and square is not used. CUDA otherwise: act is
+ * x * w without 1 / rms, square f32 [rows, ceil(dim / 16)] holds the sums of squares of each 16 inputs, and a product multiplies each row
+ * by 1 / rms at its end: then whoever makes x can make the act, with no pass over whole rows. */
 struct normed {
     void *act;     /* [rows, dim] */
     float *square; /* CUDA: [rows, ceil(dim / 16)] */
@@ -18,6 +18,7 @@ struct rmsnorm {
     const float *x, *w;
     struct normed y;
     int rows, dim, threads;
+    int bulk;
     float eps;
 };
 void rmsnorm_ref(const struct rmsnorm *a);

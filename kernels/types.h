@@ -18,6 +18,10 @@ enum matrix_form { MATRIX_BF16, MATRIX_FP8 };
 enum act_form { ACT_BF16, ACT_F16 };  /* CUDA: acts that FP8 weights multiply are f16, all others bf16; the CPU has f32 alone */
 enum kv_form { KV_WIDE, KV_FP8 };     /* wide: f32 on the CPU, bf16 on CUDA */
 
+/* Bulk: the rows of a long prefill pass, a chain of one slot whose cells are their positions. CUDA then keeps acts as bf16, row-major
+ * [rows, k], with every factor (1 / rms, scales) already in them, and computes for throughput; the bits differ from those of a
+ * verification pass. Operations with a field `bulk` are told; the CPU does not care. */
+
 /* A fast CPU kernel is one source compiled once per instruction set: inside *_cpu.c a function
  * `KERN_NAME(gemm)` becomes gemm_portable, gemm_avx2 or gemm_avx512. */
 #define KERN_JOIN2(a, b) a##_##b
