@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 
-enum { MAX_ROWS = 64, MAX_POINTS = 16, MAX_REPEATS = 1000, PREFILL_ROWS = 128 };
+enum { MAX_ROWS = 64, MAX_POINTS = 16, MAX_REPEATS = 1000 };
 
 struct bench {
     /* options */
@@ -82,7 +82,7 @@ static int bench_open(struct bench *b)
     TRY(backend_open(&b->be, b->kind, &opts));
     TRY_CTX(model_load(&b->m, &b->be, b->model, NULL), "loading model '%s'", b->model);
     TRY(kv_init(&b->kv, &b->be, &b->m, 1, cap));
-    TRY(forward_init(&b->f, &b->m, &b->kv, PREFILL_ROWS, MAX_ROWS));
+    TRY(forward_init(&b->f, &b->m, &b->kv, cap < b->be.prefill_rows ? cap : b->be.prefill_rows, MAX_ROWS));
     b->tokens = malloc((size_t)cap * sizeof *b->tokens);
     b->seconds = malloc((size_t)b->repeats * sizeof *b->seconds);
     if (!b->tokens || !b->seconds)

@@ -68,7 +68,7 @@ struct spec_opts {
     int slots, max_depth, max_nodes; /* sequences at once; bounds of a tree */
     int cap;                         /* most tokens of one text: prompt + answer */
     enum trace_level trace;
-    int prefill_block;               /* rows a prefill pass, 0: 128 */
+    int prefill_block;               /* rows a prefill pass, 0: what the backend is best at */
 };
 
 struct spec; /* opaque */

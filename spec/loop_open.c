@@ -5,7 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { PREFILL_BLOCK = 128, ROWS_MAX = 1 << 20 };
+enum { ROWS_MAX = 1 << 20 };
 
 static int check_sampling(const struct spec_opts *o)
 {
@@ -138,7 +138,9 @@ int spec_open(struct spec **out, struct model *m, const struct spec_opts *opts)
     s->opts = *opts;
     s->bytes = sizeof *s;
     s->limit = opts->cap < m->cfg.max_positions ? opts->cap : m->cfg.max_positions;
-    s->prefill_block = opts->prefill_block ? opts->prefill_block : PREFILL_BLOCK;
+    s->prefill_block = opts->prefill_block              ? opts->prefill_block
+                       : m->be->prefill_rows < s->limit ? m->be->prefill_rows
+                                                        : s->limit;
     int rc = take_memory(s);
     if (!rc)
         rc = open_target(s);
