@@ -233,6 +233,49 @@ int model_config_parse(struct model_config *c, const char *json, unsigned long n
     return rc;
 }
 
+/* The config.json that each was published with. */
+#define LLAMA3(scale)                                                                                        \
+    .architecture = ARCHITECTURE, .vocab = 128256, .max_positions = 131072, .rms_eps = 1e-5f,                \
+    .rope_theta = 500000, .rope_llama3 = 1, .rope_factor = (scale), .rope_low = 1, .rope_high = 4,           \
+    .rope_original = 8192, .kv_heads = 8
+static const struct {
+    const char *name;
+    struct model_config config;
+} published[] = {
+    {"smollm2-135m",
+     {.architecture = ARCHITECTURE,
+      .vocab = 49152,
+      .hidden = 576,
+      .ffn = 1536,
+      .layers = 30,
+      .heads = 9,
+      .kv_heads = 3,
+      .head_dim = 64,
+      .max_positions = 8192,
+      .tied = 1,
+      .rms_eps = 1e-5f,
+      .rope_theta = 100000}},
+    {"llama-3.2-1b",
+     {LLAMA3(32), .hidden = 2048, .ffn = 8192, .layers = 16, .heads = 32, .head_dim = 64, .tied = 1}},
+    {"llama-3.1-8b", {LLAMA3(8), .hidden = 4096, .ffn = 14336, .layers = 32, .heads = 32, .head_dim = 128}},
+    {"llama-3.3-70b", {LLAMA3(8), .hidden = 8192, .ffn = 28672, .layers = 80, .heads = 64, .head_dim = 128}},
+};
+enum { N_PUBLISHED = sizeof published / sizeof *published };
+
+int model_config_named(struct model_config *c, const char *name)
+{
+    char names[128] = "";
+    size_t at = 0;
+    for (size_t i = 0; i < N_PUBLISHED; i++) {
+        if (strcmp(name, published[i].name) == 0) {
+            *c = published[i].config;
+            return 0;
+        }
+        at += (size_t)snprintf(names + at, sizeof names - at, "%s%s", i ? ", " : "", published[i].name);
+    }
+    FAIL(ERR_CONFIG, "model shape '%.80s': expected one of %s", name, names);
+}
+
 /* Llama 3.1's bands: short wavelengths stay, long ones are stretched, between them a linear blend. */
 static double stretch(const struct model_config *c, double f)
 {

@@ -267,6 +267,51 @@ START_TEST(a_directory_is_read_through_its_config_json)
 }
 END_TEST
 
+/* Parameter counts as published with the weights. */
+START_TEST(published_shapes_are_found_by_name)
+{
+    static const struct {
+        const char *name;
+        unsigned long params;
+    } known[] = {{"smollm2-135m", 134515008},
+                 {"llama-3.2-1b", 1235814400},
+                 {"llama-3.1-8b", 8030261248},
+                 {"llama-3.3-70b", 70553706496}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        struct model_config c = {0};
+        ck_assert_msg(model_config_named(&c, known[i].name) == 0, "%s", err_text());
+        ck_assert_str_eq(c.architecture, "LlamaForCausalLM");
+        ck_assert_uint_eq(model_config_params(&c), known[i].params);
+    }
+}
+END_TEST
+
+START_TEST(a_named_shape_is_what_its_file_says)
+{
+    struct model_config file, named;
+    memset(&file, 0, sizeof file);
+    memset(&named, 0, sizeof named);
+    ck_assert_int_eq(parse(&file, SMOLLM2), 0);
+    ck_assert_int_eq(model_config_named(&named, "smollm2-135m"), 0);
+    ck_assert_mem_eq(&file, &named, sizeof file);
+    ck_assert_int_eq(parse(&file, "{" LLAMA_8B ",\"rope_scaling\":{\"rope_type\":\"llama3\"," BANDS "}}"), 0);
+    ck_assert_int_eq(model_config_named(&named, "llama-3.1-8b"), 0);
+    ck_assert_mem_eq(&file, &named, sizeof file);
+    ck_assert_int_eq(model_config_named(&named, "llama-3.2-1b"), 0);
+    ck_assert_float_eq(named.rope_factor, 32);
+    ck_assert_int_eq(named.tied, 1);
+}
+END_TEST
+
+START_TEST(an_unknown_shape_gets_the_list)
+{
+    struct model_config c = {.vocab = 77};
+    expect_error(model_config_named(&c, "llama-9"), ERR_CONFIG,
+                 "'llama-9': expected one of smollm2-135m, llama-3.2-1b, llama-3.1-8b, llama-3.3-70b");
+    ck_assert_int_eq(c.vocab, 77);
+}
+END_TEST
+
 START_TEST(an_array_is_not_a_config)
 {
     struct model_config c = {0};
@@ -281,6 +326,9 @@ int main(void)
     tcase_add_test(reads, smollm2_is_read_as_published);
     tcase_add_test(reads, what_a_file_leaves_out_is_what_transformers_takes);
     tcase_add_test(reads, head_size_may_differ_from_hidden_over_heads);
+    tcase_add_test(reads, published_shapes_are_found_by_name);
+    tcase_add_test(reads, a_named_shape_is_what_its_file_says);
+    tcase_add_test(refuses, an_unknown_shape_gets_the_list);
     tcase_add_test(reads, a_directory_is_read_through_its_config_json);
     tcase_add_test(rope, unscaled_frequencies_match_the_check_values);
     tcase_add_test(rope, llama3_frequencies_match_the_check_values);
