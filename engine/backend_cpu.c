@@ -181,16 +181,21 @@ static int cpu_copy(struct backend *be, void *dst, const void *src, size_t bytes
 }
 
 /* Weights are read from end to end each step: huge pages save the page walks. Where there are none, nothing
- * is lost. */
+ * is lost. FP8 numbers stand in bf16: on the CPU they are about accuracy, not about room. */
 static int cpu_matrix(struct backend *be, struct matrix *w, const struct matrix_source *from)
 {
-    void *data = NULL;
+    void *data = NULL, *scale = NULL;
     const int n = matrix_source_n(from);
     size_t bytes = matrix_packed_bytes(n, from->k);
     TRY(cpu_alloc(be, bytes, &data));
+    const int rc = from->form == MATRIX_FP8 ? cpu_alloc(be, (size_t)n * sizeof(float), &scale) : 0;
+    if (rc) {
+        cpu_release(be, data);
+        return rc;
+    }
     if (bytes >= MAP_FROM_BYTES)
         madvise(data, bytes, MADV_HUGEPAGE);
-    *w = (struct matrix){.n = n, .k = from->k, .data = data};
+    *w = (struct matrix){.n = n, .k = from->k, .form = from->form, .data = data, .scale = scale};
     matrix_pack(w, from->parts, from->n_parts, from->flags & MATRIX_INTERLEAVE, be->threads);
     return 0;
 }

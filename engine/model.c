@@ -23,6 +23,12 @@ struct build {
     float *vector; /* owned [hidden] staging for norms */
 };
 
+/* Of the layers' matrices; those without a prefix, embedding and head, stay BF16. */
+static enum matrix_form form_of(const struct model_opts *opts)
+{
+    return opts->weights == MODEL_FP8 ? MATRIX_FP8 : MATRIX_BF16;
+}
+
 static int load_matrix(struct build *b, struct matrix *w, const char *prefix, const struct want *wants, int n,
                        int k, enum matrix_flags flags)
 {
@@ -42,8 +48,7 @@ static int load_matrix(struct build *b, struct matrix *w, const char *prefix, co
                                          .n_parts = n,
                                          .k = k,
                                          .flags = flags,
-                                         .form = prefix[0] && b->m->opts.weights == MODEL_FP8 ? MATRIX_FP8
-                                                                                              : MATRIX_BF16,
+                                         .form = prefix[0] ? form_of(&b->m->opts) : MATRIX_BF16,
                                          .head_dim = b->m->cfg.head_dim};
     rc = be->ops->matrix(be, w, &source);
     if (rc)
@@ -136,25 +141,53 @@ static int load_all(struct build *b)
     return 0;
 }
 
-/* Weights in BF16, before the first is read. */
-static int check_room(struct backend *be, const struct model_config *cfg)
+/* Bytes on a device: embeddings in BF16, of a layer every matrix in its form, with FP8 a scale an output. */
+static double bytes_needed(const struct model_config *c, enum matrix_form form)
 {
-    const double needed = 2 * (double)model_config_params(cfg), room = (double)be->ops->available(be);
+    const double heads = c->heads, kv_heads = c->kv_heads, hidden = c->hidden, ffn = c->ffn;
+    const double outputs = (heads + 2 * kv_heads) * c->head_dim + 2 * hidden + 2 * ffn;
+    const double numbers = (2 * heads + 2 * kv_heads) * c->head_dim * hidden + 3 * hidden * ffn;
+    const double matrices = form == MATRIX_FP8 ? numbers + 4 * outputs : 2 * numbers;
+    return c->layers * matrices + 2.0 * c->vocab * hidden * (c->tied ? 1 : 2) +
+           4 * hidden * (2.0 * c->layers + 1);
+}
+
+/* Before the first weight is read. */
+static int check_room(struct backend *be, const struct model_config *cfg, enum matrix_form form)
+{
+    const double needed = bytes_needed(cfg, form), room = (double)be->ops->available(be);
+    const double fp8 = bytes_needed(cfg, MATRIX_FP8);
     if (needed <= room)
         return 0;
-    FAIL(ERR_MEMORY,
-         "the weights need %.0f MiB and %.0f MiB are free on %s: a smaller model, or a device with more free "
-         "memory, "
-         "would do",
-         needed / 0x1p20, room / 0x1p20, be->device);
+    if (fp8 <= room)
+        FAIL(
+            ERR_MEMORY,
+            "the weights need %.0f MiB in BF16 and %.0f MiB are free on %s: model.weights fp8 needs %.0f MiB",
+            needed / 0x1p20, room / 0x1p20, be->device, fp8 / 0x1p20);
+    FAIL(
+        ERR_MEMORY,
+        "the weights need %.0f MiB in %s and %.0f MiB are free on %s: a smaller model, or a device with more "
+        "free memory, would do",
+        needed / 0x1p20, form == MATRIX_FP8 ? "FP8" : "BF16", room / 0x1p20, be->device);
+}
+
+static int check_opts(const struct model_opts *opts)
+{
+    if (opts->activations == MODEL_FP8 && opts->weights != MODEL_FP8)
+        FAIL(ERR_CONFIG,
+             "model.activations fp8: expected model.weights fp8 beside it, found bf16: activations "
+             "are rounded only where they meet FP8 weights");
+    return 0;
 }
 
 static int build_from(struct model *m, struct backend *be, const struct model_config *cfg,
                       struct checkpoint *ckpt, uint64_t seed, const struct model_opts *opts)
 {
     struct model new = {.be = be, .cfg = *cfg, .opts = opts ? *opts : (struct model_opts){0}};
-    struct build b = {.m = &new, .from = {.ckpt = ckpt, .seed = seed, .threads = be->threads}};
-    int rc = check_room(be, cfg);
+    struct build b = {.m = &new, .from = {.ckpt = ckpt, .seed = seed}};
+    int rc = check_opts(&new.opts);
+    if (rc == 0)
+        rc = check_room(be, cfg, form_of(&new.opts));
     if (rc == 0)
         rc = load_all(&b);
     if (rc == 0 && ckpt)
@@ -169,9 +202,10 @@ static int build_from(struct model *m, struct backend *be, const struct model_co
 
 static void log_model(const struct model *m, const char *origin)
 {
-    log_info("model: %s %s, %.1f M parameters, %d layers, %.0f MiB read a token, on %s", origin,
+    log_info("model: %s %s, %.1f M parameters, %d layers in %s, %.0f MiB read a token, on %s", origin,
              m->cfg.architecture, (double)model_config_params(&m->cfg) / 1e6, m->cfg.layers,
-             (double)m->weight_bytes / 0x1p20, m->be->device);
+             form_of(&m->opts) == MATRIX_FP8 ? "FP8" : "BF16", (double)m->weight_bytes / 0x1p20,
+             m->be->device);
 }
 
 int model_build(struct model *m, struct backend *be, const struct model_config *cfg, struct checkpoint *ckpt,

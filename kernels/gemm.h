@@ -26,7 +26,7 @@ struct matrix {
 };
 
 struct matrix_part {
-    const void *data; /* row-major [n, k] in dtype, any alignment; borrowed for the call */
+    const void *data; /* row-major [n, k] in dtype, any alignment; SYNTHETIC: a struct synthetic; borrowed for the call */
     enum dtype dtype; /* F32 and F16 are rounded to bf16, to nearest even */
     int n;
 };
@@ -46,11 +46,11 @@ struct matrix_source {
 };
 int matrix_source_n(const struct matrix_source *from); /* the sum of the parts' n */
 
-size_t matrix_packed_bytes(int n, int k);
-/* Fill w->data from parts stacked along n. The caller has set w->n (the sum of the parts' n), w->k and w->data
- * (matrix_packed_bytes bytes); w->bytes is set here. */
+size_t matrix_packed_bytes(int n, int k); /* of data, in either form */
+/* Fill w->data, and w->scale of FP8, from parts stacked along n. The caller has set w->n (the sum of the parts' n), w->k, w->form, w->data
+ * (matrix_packed_bytes bytes) and, for FP8, w->scale; w->bytes is set here. */
 void matrix_pack(struct matrix *w, const struct matrix_part *parts, int n_parts, enum matrix_flags flags, int threads);
-float matrix_at(const struct matrix *w, int row, int col); /* of a plain matrix */
+float matrix_at(const struct matrix *w, int row, int col); /* of a plain matrix, scale included */
 
 struct gemm {
     const struct matrix *w;

@@ -134,6 +134,27 @@ static void finish_swiglu(const float *gate, const float *up, float *y)
     v16_store(y, v16_mul(g, v16_load(up)));
 }
 
+/* The scales of a tile's outputs and rows, applied to buf [rows][GROUP][16] where there are any. */
+static void rescale(const struct gemm *a, enum output output, float *buf, int panel, int panels, int row,
+                    int rows)
+{
+    const int n = a->w->n;
+    if (!a->w->scale && !a->row_scale)
+        return;
+    for (int r = 0; r < rows; r++)
+        for (int p = 0; p < panels; p++) {
+            float *to = buf + (r * GROUP + p) * MATRIX_PANEL;
+            const int first = output == OUTPUT_SWIGLU
+                                  ? (panel + p) % 2 * (n / 2) + (panel + p) / 2 * MATRIX_PANEL
+                                  : (panel + p) * MATRIX_PANEL;
+            const int count = n - first < MATRIX_PANEL ? n - first : MATRIX_PANEL;
+            for (int j = 0; a->w->scale && j < count; j++)
+                to[j] *= a->w->scale[first + j];
+            for (int j = 0; a->row_scale && j < count; j++)
+                to[j] *= a->row_scale[row + r];
+        }
+}
+
 /* buf [rows][GROUP][16] to its place in y, given at row 0 of the tile. */
 static void finish(const struct gemm *a, enum output output, const float *buf, int panel, int panels,
                    int rows, float *y)
@@ -193,6 +214,7 @@ static void run_share(const struct gemm *a, enum output output, int begin, int e
             for (int t = 0; t < rows; t += TILE) {
                 int n = rows - t < TILE ? rows - t : TILE;
                 product_table[n](weights + (size_t)panel * stride, stride, x + (size_t)t * k, k, panels, buf);
+                rescale(a, output, buf, panel, panels, row + t, n);
                 finish(a, output, buf, panel, panels, n, (float *)a->y + (size_t)(row + t) * ldy);
             }
         }

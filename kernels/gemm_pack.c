@@ -1,7 +1,9 @@
-/* matrix_pack: row-major weights of any dtype to panels (gemm.h). Done once at load; it moves each byte once,
- * and each thread writes whole panels, so its first touch also places their pages. */
+/* matrix_pack: row-major weights of any dtype to panels (gemm.h). Done once at load; it moves each byte once
+ * (FP8 reads it twice: the scale comes first), and each thread writes whole panels, so its first touch also
+ * places their pages. */
 #include "kernels/gemm_part.h"
 #include <assert.h>
+#include <math.h>
 
 int matrix_source_n(const struct matrix_source *from)
 {
@@ -26,13 +28,40 @@ size_t gemm_scratch(int k)
     return ((size_t)rows * (size_t)k + 15) / 16 * 16;
 }
 
-/* One output: row `row` of the part, to its lane of the panel. */
-static void pack_row(const struct matrix_part *p, int row, int k, bf16 *panel, int lane)
+enum { CHUNK = 512 }; /* elements read at once */
+
+/* An element's place in its lane of a panel. */
+static size_t place(int i)
 {
-    size_t start = (size_t)row * (size_t)k;
-    for (int i = 0; i < k; i++)
-        panel[((size_t)(i / 2) * MATRIX_PANEL + (size_t)lane) * 2 + i % 2] =
-            gemm_part_at(p, start + (size_t)i);
+    return (size_t)(i / 2) * 2 * MATRIX_PANEL + (size_t)(i % 2);
+}
+
+static float scale_of(const struct matrix_part *p, size_t first, int k)
+{
+    bf16 chunk[CHUNK];
+    float most = 0;
+    for (int at = 0; at < k; at += CHUNK) {
+        const int n = k - at < CHUNK ? k - at : CHUNK;
+        gemm_part_read(p, first + (size_t)at, n, chunk);
+        for (int i = 0; i < n; i++)
+            most = fmaxf(most, fabsf(bf16_to_f32(chunk[i])));
+    }
+    return gemm_part_scale(most);
+}
+
+/* One output: elements from `first` of the part, to a lane of a panel. scale NULL: as they are. */
+static void pack_row(const struct matrix_part *p, size_t first, int k, float *scale, bf16 *lane)
+{
+    bf16 chunk[CHUNK];
+    if (scale)
+        *scale = scale_of(p, first, k);
+    for (int at = 0; at < k; at += CHUNK) {
+        const int n = k - at < CHUNK ? k - at : CHUNK;
+        gemm_part_read(p, first + (size_t)at, n, chunk);
+        for (int i = 0; i < n; i++)
+            lane[place(at + i)] =
+                scale ? bf16_from_f32(fp8_to_f32(fp8_from_f32(bf16_to_f32(chunk[i]) / *scale))) : chunk[i];
+    }
 }
 
 static void pack_panel(struct matrix *w, const struct matrix_part *parts, int panel, enum matrix_flags flags)
@@ -41,17 +70,16 @@ static void pack_panel(struct matrix *w, const struct matrix_part *parts, int pa
     bf16 *dst = (bf16 *)w->data + (size_t)panel * size;
     memset(dst, 0, size * sizeof(bf16));
     for (int lane = 0; lane < MATRIX_PANEL; lane++) {
-        int part = 0, row = panel * MATRIX_PANEL + lane;
-        if (flags == MATRIX_INTERLEAVE) {
-            part = panel % 2;
-            row = panel / 2 * MATRIX_PANEL + lane;
-        } else if (row >= w->n) {
+        const int output = flags == MATRIX_INTERLEAVE
+                               ? panel % 2 * (w->n / 2) + panel / 2 * MATRIX_PANEL + lane
+                               : panel * MATRIX_PANEL + lane;
+        int part = 0, row = output;
+        if (output >= w->n)
             break;
-        } else {
-            while (row >= parts[part].n)
-                row -= parts[part++].n;
-        }
-        pack_row(&parts[part], row, w->k, dst, lane);
+        while (row >= parts[part].n)
+            row -= parts[part++].n;
+        pack_row(&parts[part], (size_t)row * (size_t)w->k, w->k,
+                 w->form == MATRIX_FP8 ? &w->scale[output] : NULL, dst + (size_t)lane * 2);
     }
 }
 
@@ -64,7 +92,8 @@ void matrix_pack(struct matrix *w, const struct matrix_part *parts, int n_parts,
     assert(n == w->n);
     assert(flags == MATRIX_PLAIN ||
            (n_parts == 2 && parts[0].n == parts[1].n && parts[0].n % MATRIX_PANEL == 0));
-    w->bytes = matrix_packed_bytes(w->n, w->k);
+    w->bytes =
+        matrix_packed_bytes(w->n, w->k) + (w->form == MATRIX_FP8 ? (size_t)w->n * sizeof *w->scale : 0);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int panel = 0; panel < panels; panel++)
         pack_panel(w, parts, panel, flags);
@@ -74,7 +103,6 @@ float matrix_at(const struct matrix *w, int row, int col)
 {
     size_t panel = (size_t)(row / MATRIX_PANEL), lane = (size_t)(row % MATRIX_PANEL),
            pairs = ((size_t)w->k + 1) / 2;
-    const bf16 *data = w->data;
-    return bf16_to_f32(
-        data[((panel * pairs + (size_t)(col / 2)) * MATRIX_PANEL + lane) * 2 + (size_t)col % 2]);
+    const bf16 *data = (const bf16 *)w->data + (panel * pairs * MATRIX_PANEL + lane) * 2;
+    return bf16_to_f32(data[place(col)]) * (w->scale ? w->scale[row] : 1.0f);
 }

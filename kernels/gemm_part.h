@@ -1,11 +1,15 @@
-/* gemm_part: one element of a part of a matrix, as both packers read it. */
+/* gemm_part: the elements of a part of a matrix, as the packers of the host read them, and the scale of an FP8 output. */
 #ifndef KERNELS_GEMM_PART_H
 #define KERNELS_GEMM_PART_H
+#include "kernels/fp8.h"
 #include "kernels/gemm.h"
+#include "kernels/synthetic.h"
 
 /* Element i of the part, rounded to bf16. */
 static inline bf16 gemm_part_at(const struct matrix_part *p, size_t i)
 {
+    if (p->dtype == DTYPE_SYNTHETIC)
+        return synthetic_at(p->data, i);
     const char *at = (const char *)p->data + i * dtype_size(p->dtype);
     if (p->dtype == DTYPE_F32) {
         float f;
@@ -15,5 +19,29 @@ static inline bf16 gemm_part_at(const struct matrix_part *p, size_t i)
     uint16_t h;
     memcpy(&h, at, sizeof h);
     return p->dtype == DTYPE_BF16 ? h : bf16_from_f32(f16_to_f32(h));
+}
+
+/* Elements [first, first + n); a Philox call serves all it covers. */
+static inline void gemm_part_read(const struct matrix_part *p, size_t first, int n, bf16 *out)
+{
+    if (p->dtype != DTYPE_SYNTHETIC) {
+        for (int i = 0; i < n; i++)
+            out[i] = gemm_part_at(p, first + (size_t)i);
+        return;
+    }
+    const struct synthetic *s = p->data;
+    struct philox4 four = synthetic_four(s, first / 4);
+    for (int i = 0; i < n; i++) {
+        const size_t at = first + (size_t)i;
+        if (i > 0 && at % 4 == 0)
+            four = synthetic_four(s, at / 4);
+        out[i] = bf16_from_f32(synthetic_normal(four.v[at % 4], s->scale));
+    }
+}
+
+/* Of an output whose largest magnitude is `most`. */
+KERN_FN float gemm_part_scale(float most)
+{
+    return most > 0 ? most / FP8_MAX : 1.0f;
 }
 #endif

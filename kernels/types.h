@@ -10,7 +10,7 @@
 
 typedef uint16_t bf16; /* the upper half of an IEEE binary32 */
 
-enum dtype { DTYPE_BF16, DTYPE_F16, DTYPE_F32 };
+enum dtype { DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_SYNTHETIC /* a formula: kernels/synthetic.h */ };
 
 /* How weights, activations and cache cells are kept. FP8 is E4M3 (1 sign, 4 exponent, 3 mantissa bits, largest 448; Micikevicius et al.,
  * arXiv 2209.05433); conversions: kernels/fp8.h. On the CPU an FP8 number is kept in a wider type that holds it exactly. */
@@ -30,11 +30,13 @@ enum kv_form { KV_WIDE, KV_FP8 };     /* wide: f32 on the CPU, bf16 on CUDA */
 
 #ifdef __CUDACC__
 #define KERN_API extern "C"
+#define KERN_FN  __host__ __device__ static inline
 #else
 #define KERN_API
+#define KERN_FN static inline
 #endif
 
-static inline float bf16_to_f32(bf16 h)
+KERN_FN float bf16_to_f32(bf16 h)
 {
     uint32_t u = (uint32_t)h << 16;
     float f;
@@ -43,7 +45,7 @@ static inline float bf16_to_f32(bf16 h)
 }
 
 /* Round to nearest, ties to even; a NaN stays a NaN. */
-static inline bf16 bf16_from_f32(float f)
+KERN_FN bf16 bf16_from_f32(float f)
 {
     uint32_t u;
     memcpy(&u, &f, sizeof u);
@@ -53,7 +55,7 @@ static inline bf16 bf16_from_f32(float f)
 }
 
 /* IEEE binary16, subnormals and infinities included. */
-static inline float f16_to_f32(uint16_t h)
+KERN_FN float f16_to_f32(uint16_t h)
 {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exp = h >> 10 & 0x1fu, man = h & 0x3ffu, u;
     float f;
