@@ -63,7 +63,12 @@ struct backend_ops {
     int  (*pass_end)(struct backend *be, int error);
     void (*pass_forget)(struct backend *be, const void *owner); /* before the owner's buffers go */
     int  (*sync)(struct backend *be);
+    /* Time stamps behind whatever was enqueued before them, outside of passes that are recorded: stamp i of [0, BACKEND_MARKS); after a sync
+     * marks gives stamps 0..n-1, all of them set since, in ns from an origin of their own. */
+    int  (*mark)(struct backend *be, int i);
+    int  (*marks)(struct backend *be, int n, int64_t *ns);
 };
+enum { BACKEND_MARKS = 1025 };
 
 struct backend {
     const struct backend_ops *ops;
@@ -72,6 +77,9 @@ struct backend {
     int host_reads;       /* 1: the host may read and write its memory once sync has returned */
     int prefill_rows;     /* rows that a pass of prefill best has */
     size_t allocated;     /* bytes of alloc handed out and not released */
+    size_t launches;      /* operations of the device enqueued so far; those of a recorded pass count once, when it is recorded */
+    size_t cache_bytes;   /* of its last-level cache, 0: not known */
+    int clock_mhz, memory_mhz; /* the most it runs at, 0: not known */
     char device[128];     /* what computes, for people: "AMD EPYC 9654 (avx512, 2 threads)" */
     char isa[16];         /* "avx512", "sm_90" */
 };

@@ -2,6 +2,7 @@
  * are fresh anonymous maps: zero without being touched, so cells of a cache that no sequence reaches cost
  * nothing. */
 #include "engine/backend.h"
+#include "engine/clock.h"
 #include "engine/err.h"
 #include "kernels/cpu.h"
 #include "kernels/read.h"
@@ -24,6 +25,7 @@ struct cpu {
     const struct cpu_kernels *kernels;
     struct block *blocks; /* owned [n], each owned */
     int n, cap;
+    int64_t marks[BACKEND_MARKS];
 };
 
 static struct cpu *cpu_of(const struct backend *be)
@@ -76,6 +78,12 @@ static int find_kernels(const char *isa, const struct cpu_kernels **out)
     FAIL(ERR_CONFIG, "instruction set '%s': this machine has: %s", isa, names);
 }
 
+static size_t cache_bytes(void)
+{
+    const long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE), l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    return l3 > 0 ? (size_t)l3 : l2 > 0 ? (size_t)l2 : 0;
+}
+
 static int cpu_open(struct backend *be, const struct backend_opts *opts)
 {
     char name[80];
@@ -90,6 +98,7 @@ static int cpu_open(struct backend *be, const struct backend_opts *opts)
     be->self = cpu;
     be->prefill_rows = PREFILL_ROWS;
     be->host_reads = 1;
+    be->cache_bytes = cache_bytes();
     be->threads = threads;
     read_cpu_name(name, sizeof name);
     snprintf(be->isa, sizeof be->isa, "%s", kernels->name);
@@ -228,76 +237,82 @@ static size_t cpu_attention_bytes(const struct backend *be, int rows, int heads,
     return (size_t)be->threads * attention_scratch(heads, kv_heads, head_dim, cap) * sizeof(float);
 }
 
+static const struct cpu_kernels *launch(struct backend *be)
+{
+    be->launches++;
+    return cpu_of(be)->kernels;
+}
+
 static int cpu_embed(struct backend *be, const struct embed *a)
 {
-    (void)be;
+    be->launches++;
     embed_ref(a);
     return 0;
 }
 
 static int cpu_rmsnorm(struct backend *be, const struct rmsnorm *a)
 {
-    cpu_of(be)->kernels->rmsnorm(a);
+    launch(be)->rmsnorm(a);
     return 0;
 }
 
 static int cpu_gemm(struct backend *be, const struct gemm *a)
 {
-    cpu_of(be)->kernels->gemm(a);
+    launch(be)->gemm(a);
     return 0;
 }
 
 static int cpu_swiglu(struct backend *be, const struct gemm *a)
 {
-    cpu_of(be)->kernels->swiglu(a);
+    launch(be)->swiglu(a);
     return 0;
 }
 
 static int cpu_rope_table(struct backend *be, const struct rows *rows, const float *inv_freq, int head_dim,
                           float *cos_sin)
 {
-    (void)be;
+    be->launches++;
     rope_table(rows, inv_freq, head_dim, cos_sin);
     return 0;
 }
 
 static int cpu_residual(struct backend *be, const struct residual *a)
 {
-    cpu_of(be)->kernels->gemm(&a->product);
-    cpu_of(be)->kernels->rmsnorm(&a->norm);
+    launch(be)->gemm(&a->product);
+    launch(be)->rmsnorm(&a->norm);
     return 0;
 }
 
 static int cpu_qkv(struct backend *be, const struct qkv *a)
 {
-    cpu_of(be)->kernels->gemm(&a->product);
-    cpu_of(be)->kernels->rope(&a->rope);
+    launch(be)->gemm(&a->product);
+    launch(be)->rope(&a->rope);
     return 0;
 }
 
 static int cpu_quantise(struct backend *be, const struct quantise *a)
 {
-    (void)be;
+    be->launches++;
     quantise_ref(a);
     return 0;
 }
 
 static int cpu_attention(struct backend *be, const struct attention *a)
 {
-    cpu_of(be)->kernels->attention(a);
+    launch(be)->attention(a);
     return 0;
 }
 
 static int cpu_kv_move(struct backend *be, const struct kv_move *a)
 {
-    (void)be;
+    be->launches++;
     kv_move_ref(a);
     return 0;
 }
 
 static int cpu_logits(struct backend *be, const struct logits *a)
 {
-    cpu_of(be)->kernels->logits(a);
+    launch(be)->logits(a);
     return 0;
 }
 
@@ -333,6 +348,18 @@ static int cpu_sync(struct backend *be)
     return 0;
 }
 
+static int cpu_mark(struct backend *be, int i)
+{
+    cpu_of(be)->marks[i] = clock_ns();
+    return 0;
+}
+
+static int cpu_marks(struct backend *be, int n, int64_t *ns)
+{
+    memcpy(ns, cpu_of(be)->marks, (size_t)n * sizeof *ns);
+    return 0;
+}
+
 const struct backend_ops backend_cpu = {
     .name = "cpu",
     .describe = cpu_describe,
@@ -365,4 +392,6 @@ const struct backend_ops backend_cpu = {
     .pass_end = cpu_pass_end,
     .pass_forget = cpu_pass_forget,
     .sync = cpu_sync,
+    .mark = cpu_mark,
+    .marks = cpu_marks,
 };

@@ -31,6 +31,7 @@ static void cuda_close(struct backend *be)
         cudaStreamSynchronize(c->stream);
     for (int i = 0; i < c->n_graphs; i++)
         cudaGraphExecDestroy(c->graphs[i].exec);
+    cuda_close_marks(c);
     cuda_close_memory(c);
     if (c->stream)
         cudaStreamDestroy(c->stream);
@@ -72,6 +73,7 @@ static size_t cuda_attention_bytes(const struct backend *be, int rows, int heads
 static int launched(struct backend *be, int rc, struct cuda_launch what)
 {
     cuda_of(be)->last = what;
+    be->launches++;
     if (rc == cudaSuccess)
         return 0;
     cudaGetLastError();
@@ -212,4 +214,6 @@ const struct backend_ops backend_cuda = {
     .pass_end = cuda_pass_end,
     .pass_forget = cuda_pass_forget,
     .sync = cuda_sync,
+    .mark = cuda_mark,
+    .marks = cuda_marks,
 };

@@ -1,6 +1,6 @@
 /* backend_cuda: the inside of the CUDA backend, shared by its files: backend_cuda.c (the table and its launches),
  * backend_cuda_device.c (finding and opening a GPU), backend_cuda_memory.c (memory and copies), backend_cuda_matrix.c (weights),
- * backend_cuda_graph.c (recorded passes). Nothing here is seen outside them. */
+ * backend_cuda_graph.c (recorded passes and time stamps). Nothing here is seen outside them. */
 #ifndef ENGINE_BACKEND_CUDA_H
 #define ENGINE_BACKEND_CUDA_H
 #include "engine/backend.h"
@@ -37,7 +37,10 @@ struct cuda {
     void *ring[CUDA_RING];       /* owned, pinned, CUDA_RING_BYTES each */
     cudaEvent_t sent[CUDA_RING]; /* owned; recorded behind a buffer's copy */
     int next;                    /* buffer to use next */
+    void *staging;               /* owned [CUDA_RING_BYTES] on the device: weights as stored, before they are packed */
     struct cuda_launch last;
+    cudaEvent_t marks[BACKEND_MARKS]; /* owned, each from its first use on */
+    size_t launches_before;           /* the pass that is being recorded */
 };
 
 static inline struct cuda *cuda_of(const struct backend *be)
@@ -59,11 +62,16 @@ size_t cuda_available(struct backend *be);
 int  cuda_upload(struct backend *be, void *dst, const void *src, size_t bytes);
 int  cuda_download(struct backend *be, void *dst, const void *src, size_t bytes);
 int  cuda_open_ring(struct backend *be);
-void cuda_close_memory(struct cuda *c); /* frees everything that was allocated, the ring included */
+int  cuda_ring_take(struct backend *be, void **out); /* a pinned buffer that no copy reads any more */
+int  cuda_ring_send(struct backend *be, void *dst, size_t bytes); /* the one taken last, to the device; then the next one's turn */
+void cuda_close_memory(struct cuda *c); /* frees everything that was allocated, ring and staging included */
 
 int  cuda_matrix(struct backend *be, struct matrix *w, const struct matrix_source *from);
 
 int  cuda_pass_begin(struct backend *be, struct pass_key key, int *recorded);
 int  cuda_pass_end(struct backend *be, int error);
 void cuda_pass_forget(struct backend *be, const void *owner);
+int  cuda_mark(struct backend *be, int i);
+int  cuda_marks(struct backend *be, int n, int64_t *ns);
+void cuda_close_marks(struct cuda *c);
 #endif

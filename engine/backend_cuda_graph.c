@@ -1,5 +1,5 @@
 /* backend_cuda_graph: passes that come again are recorded while their operations are enqueued for the first
- * time. */
+ * time; and the stamps that time them. */
 #include "engine/backend_cuda.h"
 #include "engine/err.h"
 
@@ -26,6 +26,7 @@ int cuda_pass_begin(struct backend *be, struct pass_key key, int *recorded)
     TRY(cuda_check(be, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal),
                    "recording a pass"));
     c->recording = key;
+    c->launches_before = be->launches;
     return 0;
 }
 
@@ -37,7 +38,10 @@ int cuda_pass_end(struct backend *be, int error)
     if (!c->recording.owner)
         return error;
     c->recording = (struct pass_key){0};
+    size_t nodes = 0;
     cudaError_t rc = cudaStreamEndCapture(c->stream, &graph);
+    if (!error && rc == cudaSuccess)
+        rc = cudaGraphGetNodes(graph, NULL, &nodes);
     if (!error && rc == cudaSuccess)
         rc = cudaGraphInstantiate(&new.exec, graph, 0);
     if (graph)
@@ -45,6 +49,7 @@ int cuda_pass_end(struct backend *be, int error)
     if (error)
         return error;
     TRY(cuda_check(be, rc, "recording a pass"));
+    be->launches = c->launches_before + nodes; /* an operation may be several */
     c->graphs[c->n_graphs++] = new;
     TRY(cuda_check(be, cudaGraphLaunch(new.exec, c->stream), "launching a recorded pass"));
     return 0;
@@ -58,4 +63,33 @@ void cuda_pass_forget(struct backend *be, const void *owner)
             cudaGraphExecDestroy(c->graphs[i].exec);
             c->graphs[i] = c->graphs[--c->n_graphs];
         }
+}
+
+int cuda_mark(struct backend *be, int i)
+{
+    struct cuda *c = cuda_of(be);
+    if (!c->marks[i])
+        TRY(cuda_check(be, cudaEventCreate(&c->marks[i]), "creating an event"));
+    return cuda_check(be, cudaEventRecord(c->marks[i], c->stream), "enqueuing a time stamp");
+}
+
+/* From stamp to stamp, so that a long series loses no digits to its length. */
+int cuda_marks(struct backend *be, int n, int64_t *ns)
+{
+    const struct cuda *c = cuda_of(be);
+    for (int i = 0; i < n; i++) {
+        float ms = 0;
+        if (i > 0)
+            TRY(cuda_check(be, cudaEventElapsedTime(&ms, c->marks[i - 1], c->marks[i]),
+                           "reading a time stamp"));
+        ns[i] = (i > 0 ? ns[i - 1] : 0) + (int64_t)(1e6 * (double)ms);
+    }
+    return 0;
+}
+
+void cuda_close_marks(struct cuda *c)
+{
+    for (int i = 0; i < BACKEND_MARKS; i++)
+        if (c->marks[i])
+            cudaEventDestroy(c->marks[i]);
 }
