@@ -25,7 +25,7 @@ int cuda_open_ring(struct backend *be)
         TRY(cuda_check(be, cudaEventCreateWithFlags(&c->sent[i], cudaEventDisableTiming),
                        "creating an event"));
     }
-    return 0;
+    return cuda_check(be, cudaMalloc(&c->staging, CUDA_RING_BYTES), "allocating memory to stage weights");
 }
 
 static void free_block(const struct cuda_block *b)
@@ -46,6 +46,8 @@ void cuda_close_memory(struct cuda *c)
         if (c->ring[i])
             cudaFreeHost(c->ring[i]);
     }
+    if (c->staging)
+        cudaFree(c->staging);
     free(c->blocks);
 }
 
@@ -126,8 +128,7 @@ size_t cuda_available(struct backend *be)
     return free_bytes > reserve_bytes ? free_bytes - reserve_bytes : 0;
 }
 
-/* A pinned buffer that no copy reads any more; ring_send sends it and turns to the next. */
-static int ring_take(struct backend *be, void **out)
+int cuda_ring_take(struct backend *be, void **out)
 {
     struct cuda *c = cuda_of(be);
     TRY(cuda_check(be, cudaEventSynchronize(c->sent[c->next]), "waiting for an upload"));
@@ -135,7 +136,7 @@ static int ring_take(struct backend *be, void **out)
     return 0;
 }
 
-static int ring_send(struct backend *be, void *dst, size_t bytes)
+int cuda_ring_send(struct backend *be, void *dst, size_t bytes)
 {
     struct cuda *c = cuda_of(be);
     TRY(cuda_check(be, cudaMemcpyAsync(dst, c->ring[c->next], bytes, cudaMemcpyHostToDevice, c->stream),
@@ -150,9 +151,9 @@ int cuda_upload(struct backend *be, void *dst, const void *src, size_t bytes)
     for (size_t at = 0; at < bytes; at += CUDA_RING_BYTES) {
         const size_t n = bytes - at < CUDA_RING_BYTES ? bytes - at : CUDA_RING_BYTES;
         void *buffer = NULL;
-        TRY(ring_take(be, &buffer));
+        TRY(cuda_ring_take(be, &buffer));
         memcpy(buffer, (const char *)src + at, n);
-        TRY(ring_send(be, (char *)dst + at, n));
+        TRY(cuda_ring_send(be, (char *)dst + at, n));
     }
     return 0;
 }

@@ -26,6 +26,8 @@ PHILOX_FN struct philox4 synthetic_four(const struct synthetic *s, uint64_t grou
 
 KERN_FN bf16 synthetic_at(const struct synthetic *s, uint64_t index)
 {
-    return bf16_from_f32(synthetic_normal(synthetic_four(s, index / 4).v[index % 4], s->scale));
+    const struct philox4 r = synthetic_four(s, index / 4);
+    const uint32_t i = (uint32_t)(index % 4); /* compared, not indexed: a GPU's registers have no addresses */
+    return bf16_from_f32(synthetic_normal(i == 0 ? r.v[0] : i == 1 ? r.v[1] : i == 2 ? r.v[2] : r.v[3], s->scale));
 }
 #endif

@@ -1,0 +1,247 @@
+/* pack: a warp makes the 16-byte words of its lanes: of a tile's rows r and r + 8 and a step of 16 inputs, four lanes
+ * need the pairs {2 p, 2 p + 1} and {2 p + 8, 2 p + 9}. Each lane reads (or makes: one Philox call) four
+ * neighbours of either row, and one exchange with the lane beside it gives both their pairs, so that nothing
+ * is read or made twice.
+ * launch   FP8 first the scales: grid ceil(16 tiles / 8), block 256, a warp an output. Then grid [tiles, ceil(words / 64)], block 256,
+ *          a warp eight words
+ * moves    the rows once (FP8: twice) and the matrix once
+ * roof     memory: BF16 from counters is 2 bytes written for about 12 instructions, FP8 about 45 for its byte: the
+ *          division and rounding of a number, exact as on the host, weigh more than its Philox call */
+#include "kernels/fp8.h"
+#include "kernels/launch.cuh"
+#include "kernels/pack.h"
+#include "kernels/synthetic.h"
+
+enum { TILE = 16, STEP = 16, THREADS = 256, WARPS = THREADS / 32, EACH = 8, WORDS = WARPS * EACH };
+
+/* What the kernels need of struct pack, by value. */
+struct view {
+    const void *rows;
+    void *to;
+    float *scale;
+    uint64_t seed;
+    struct {
+        uint32_t tensor;
+        float scale;
+        int n;
+    } part[PACK_PARTS];
+    int n, k, tile, tiles, head_dim;
+    enum matrix_flags flags;
+};
+
+/* Where an output's weights begin: elements into the rows or into the part. */
+struct place {
+    size_t first;
+    int output;               /* -1: padding */
+    struct synthetic numbers; /* where there are no rows */
+};
+
+/* As matrix_cuda_output, -1 where there is none. */
+static __device__ int output_of(const struct view *a, int tile, int row)
+{
+    const int half = row / (TILE / 2), within = row % (TILE / 2);
+    if (a->flags == MATRIX_INTERLEAVE) {
+        const int j = tile * (TILE / 2) + within;
+        return j < a->n / 2 ? j + half * (a->n / 2) : -1;
+    }
+    if (a->flags == MATRIX_ROTARY) {
+        const int tiles = a->head_dim / TILE;
+        return tile / tiles * a->head_dim + tile % tiles * (TILE / 2) + within + half * (a->head_dim / 2);
+    }
+    return tile * TILE + row < a->n ? tile * TILE + row : -1;
+}
+
+static __device__ struct place place_of(const struct view *a, int tile, int row)
+{
+    struct place p = {0, output_of(a, tile, row), {a->seed, 0, 0}};
+    int at = a->rows ? (tile - a->tile) * TILE + row : p.output, begin = 0;
+#pragma unroll
+    for (int i = 0; i < PACK_PARTS; i++) {
+        if (!a->rows && p.output >= begin && p.output < begin + a->part[i].n) {
+            at = p.output - begin;
+            p.numbers.tensor = a->part[i].tensor;
+            p.numbers.scale = a->part[i].scale;
+        }
+        begin += a->part[i].n;
+    }
+    p.first = p.output < 0 ? 0 : (size_t)at * (size_t)a->k;
+    return p;
+}
+
+struct four {
+    float v[4]; /* rounded to bf16 */
+};
+
+/* One element. */
+template <enum dtype TYPE> static __device__ float number(const struct view *a, const struct place *p, size_t i)
+{
+    if (TYPE == DTYPE_SYNTHETIC)
+        return bf16_to_f32(synthetic_at(&p->numbers, i));
+    if (TYPE == DTYPE_F32)
+        return bf16_to_f32(bf16_from_f32(((const float *)a->rows)[i]));
+    const uint16_t h = ((const uint16_t *)a->rows)[i];
+    return TYPE == DTYPE_BF16 ? bf16_to_f32(h) : bf16_to_f32(bf16_from_f32(f16_to_f32(h)));
+}
+
+/* Four at once, where k is a multiple of four: rows then begin at whole groups. */
+template <enum dtype TYPE>
+static __device__ struct four whole(const struct view *a, const struct place *p, size_t group)
+{
+    struct four out;
+    if (TYPE == DTYPE_SYNTHETIC) {
+        const struct philox4 r = synthetic_four(&p->numbers, group);
+        for (int i = 0; i < 4; i++)
+            out.v[i] = bf16_to_f32(bf16_from_f32(synthetic_normal(r.v[i], p->numbers.scale)));
+    } else if (TYPE == DTYPE_F32) {
+        const float4 f = ((const float4 *)a->rows)[group];
+        const float v[4] = {f.x, f.y, f.z, f.w};
+        for (int i = 0; i < 4; i++)
+            out.v[i] = bf16_to_f32(bf16_from_f32(v[i]));
+    } else {
+        const ushort4 h = ((const ushort4 *)a->rows)[group];
+        const uint16_t v[4] = {h.x, h.y, h.z, h.w};
+        for (int i = 0; i < 4; i++)
+            out.v[i] = TYPE == DTYPE_BF16 ? bf16_to_f32(v[i]) : bf16_to_f32(bf16_from_f32(f16_to_f32(v[i])));
+    }
+    return out;
+}
+
+/* Inputs 4 q .. 4 q + 3 of an output, zero past the last. */
+template <enum dtype TYPE> static __device__ struct four four_of(const struct view *a, const struct place *p, int q)
+{
+    struct four out = {{0, 0, 0, 0}};
+    if (p->output < 0 || q * 4 >= a->k)
+        return out;
+    if (a->k % 4 == 0)
+        return whole<TYPE>(a, p, p->first / 4 + (size_t)q);
+    for (int i = 0; i < 4; i++)
+        if (q * 4 + i < a->k)
+            out.v[i] = number<TYPE>(a, p, p->first + (size_t)(q * 4 + i));
+    return out;
+}
+
+template <enum dtype TYPE> static __global__ void __launch_bounds__(THREADS) scale_kernel(const struct view a)
+{
+    const int at = (int)(blockIdx.x * WARPS + threadIdx.x / 32), lane = threadIdx.x % 32;
+    float most = 0;
+    launch_trigger();
+    launch_wait();
+    if (at >= a.tiles * TILE)
+        return;
+    const struct place p = place_of(&a, a.tile + at / TILE, at % TILE);
+    for (int q = lane; q * 4 < a.k; q += 32) {
+        const struct four f = four_of<TYPE>(&a, &p, q);
+        for (int i = 0; i < 4; i++)
+            most = fmaxf(most, fabsf(f.v[i]));
+    }
+    for (int other = 16; other > 0; other /= 2)
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, other));
+    if (lane == 0 && p.output >= 0)
+        a.scale[p.output] = most > 0 ? most / FP8_MAX : 1.0f;
+}
+
+/* Two neighbours as the matrix keeps them. */
+static __device__ uint32_t encode(float low, float high, float scale, enum matrix_form form)
+{
+    if (form == MATRIX_FP8)
+        return (uint32_t)fp8_from_f32(low / scale) | (uint32_t)fp8_from_f32(high / scale) << 8;
+    return (uint32_t)bf16_from_f32(low) | (uint32_t)bf16_from_f32(high) << 16;
+}
+
+/* One row's two pairs of a step: pair[0] of inputs 2 p .., pair[1] of 2 p + 8 ... A lane of even p holds the group of
+ * its first pair, one of odd p that of its second; each wants half of its neighbour's. */
+template <enum dtype TYPE, enum matrix_form FORM>
+static __device__ void pairs(const struct view *a, const struct place *row, float scale, int step, uint32_t pair[2])
+{
+    const int p = threadIdx.x % 4, odd = p % 2;
+    const struct four f = four_of<TYPE>(a, row, step * 4 + p / 2 + odd * 2);
+    const uint32_t low = encode(f.v[0], f.v[1], scale, FORM), high = encode(f.v[2], f.v[3], scale, FORM);
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? low : high, 1);
+    pair[0] = odd ? got : low;
+    pair[1] = odd ? high : got;
+}
+
+/* Words [first, first + EACH) of the lanes of a tile: BF16 a step each, FP8 two. */
+template <enum dtype TYPE, enum matrix_form FORM>
+static __global__ void __launch_bounds__(THREADS) pack_kernel(const struct view a)
+{
+    const int per = FORM == MATRIX_FP8 ? 2 : 1, words = ((a.k + STEP - 1) / STEP + per - 1) / per;
+    const int lane = threadIdx.x % 32, first = (int)blockIdx.y * WORDS + (int)threadIdx.x / 32 * EACH;
+    const int tile = a.tile + (int)blockIdx.x;
+    struct place row[2];
+    float scale[2];
+    launch_trigger();
+    launch_wait();
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        row[i] = place_of(&a, tile, lane / 4 + i * 8);
+        scale[i] = FORM == MATRIX_FP8 && row[i].output >= 0 ? a.scale[row[i].output] : 1.0f;
+    }
+    uint4 *to = (uint4 *)a.to + ((size_t)tile * (size_t)words + (size_t)first) * 32 + (size_t)lane;
+    for (int word = first; word < first + EACH && word < words; word++, to += 32) {
+        uint32_t v[2][2][2]; /* [step][row][pair] */
+#pragma unroll
+        for (int s = 0; s < per; s++)
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                pairs<TYPE, FORM>(&a, &row[i], scale[i], word * per + s, v[s][i]);
+        if (FORM == MATRIX_FP8)
+            *to = make_uint4(v[0][0][0] | v[0][1][0] << 16, v[0][0][1] | v[0][1][1] << 16,
+                             v[1][0][0] | v[1][1][0] << 16, v[1][0][1] | v[1][1][1] << 16);
+        else
+            *to = make_uint4(v[0][0][0], v[0][1][0], v[0][0][1], v[0][1][1]);
+    }
+}
+
+template <enum dtype TYPE> static int launch_form(const struct view *a, enum matrix_form form, void *stream)
+{
+    const int per = form == MATRIX_FP8 ? 2 : 1, words = ((a->k + STEP - 1) / STEP + per - 1) / per;
+    const struct launch scales = {.grid = dim3((unsigned)a->tiles * (TILE / WARPS)),
+                                  .block = dim3(THREADS),
+                                  .shared = 0,
+                                  .cluster = 0,
+                                  .stream = stream};
+    const struct launch packs = {.grid = dim3((unsigned)a->tiles, (unsigned)((words + WORDS - 1) / WORDS)),
+                                 .block = dim3(THREADS),
+                                 .shared = 0,
+                                 .cluster = 0,
+                                 .stream = stream};
+    if (form != MATRIX_FP8)
+        return launch_kernel(&packs, pack_kernel<TYPE, MATRIX_BF16>, *a);
+    const int rc = launch_kernel(&scales, scale_kernel<TYPE>, *a);
+    return rc ? rc : launch_kernel(&packs, pack_kernel<TYPE, MATRIX_FP8>, *a);
+}
+
+KERN_API int pack_cuda(const struct pack *a, void *stream)
+{
+    const struct matrix_source *from = a->from;
+    struct view v = {};
+    v.rows = a->rows;
+    v.to = a->to;
+    v.scale = a->scale;
+    v.k = from->k;
+    v.tile = a->tile;
+    v.tiles = a->tiles;
+    v.head_dim = from->head_dim;
+    v.flags = from->flags;
+    for (int i = 0; i < from->n_parts; i++) {
+        v.n += from->parts[i].n;
+        if (!a->rows) {
+            const struct synthetic *s = (const struct synthetic *)from->parts[i].data;
+            v.seed = s->seed;
+            v.part[i].tensor = s->tensor;
+            v.part[i].scale = s->scale;
+            v.part[i].n = from->parts[i].n;
+        }
+    }
+    if (!a->rows)
+        return launch_form<DTYPE_SYNTHETIC>(&v, from->form, stream);
+    switch (a->dtype) {
+    case DTYPE_F32:
+        return launch_form<DTYPE_F32>(&v, from->form, stream);
+    case DTYPE_F16:
+        return launch_form<DTYPE_F16>(&v, from->form, stream);
+    default:
+        return launch_form<DTYPE_BF16>(&v, from->form, stream);
+    }
+}
