@@ -3,12 +3,16 @@
  * its header in kernels/. Operations are enqueued in order; sync reports what they hid. Errors: ERR_DEVICE, ERR_MEMORY. */
 #ifndef ENGINE_BACKEND_H
 #define ENGINE_BACKEND_H
+#include "kernels/accept.h"
 #include "kernels/attention.h"
 #include "kernels/embed.h"
 #include "kernels/gemm.h"
 #include "kernels/logits.h"
+#include "kernels/node_stats.h"
+#include "kernels/ngram.h"
 #include "kernels/quantise.h"
 #include "kernels/rmsnorm.h"
+#include "kernels/step.h"
 #include <stdio.h>
 
 struct backend;
@@ -45,6 +49,7 @@ struct backend_ops {
     size_t (*gemm_bytes)(const struct backend *be, int rows, int n, int k); /* the largest of a pass's rows, n and k */
     size_t (*kv_bytes)(const struct backend *be, enum kv_form form); /* of one element of the key/value cache */
     size_t (*attention_bytes)(const struct backend *be, int rows, int heads, int kv_heads, int head_dim, int cap);
+    size_t (*accept_bytes)(const struct backend *be, int slots, int max_nodes, int vocab); /* scratch of accept */
     int  (*embed)(struct backend *be, const struct embed *a);
     int  (*rmsnorm)(struct backend *be, const struct rmsnorm *a);
     int  (*gemm)(struct backend *be, const struct gemm *a);
@@ -56,6 +61,13 @@ struct backend_ops {
     int  (*attention)(struct backend *be, const struct attention *a);
     int  (*kv_move)(struct backend *be, const struct kv_move *a);
     int  (*logits)(struct backend *be, const struct logits *a);
+    /* The operations of a step around its pass; kernels/step.h. */
+    int  (*ngram)(struct backend *be, const struct ngram *a);
+    int  (*step_plan)(struct backend *be, const struct step *s, int rows);
+    int  (*step_commit)(struct backend *be, const struct step_commit *a);
+    int  (*stamp)(struct backend *be, int64_t *at); /* *at = the time on the clock of enum step_clock; memory of the backend, or alloc_host's */
+    int  (*accept)(struct backend *be, const struct accept *a);
+    int  (*node_stats)(struct backend *be, const struct node_stats *a);
     int  (*read)(struct backend *be, const void *data, size_t bytes, uint64_t *sum); /* kernels/read.h; sum is backend memory */
     /* Around the operations of a pass that will come again. *recorded 1: they were recorded under this key and have been enqueued as
      * one graph, so the caller leaves them out. 0: enqueue them, then pass_end with 0 or the error that stopped them, which it returns. */
@@ -63,6 +75,7 @@ struct backend_ops {
     int  (*pass_end)(struct backend *be, int error);
     void (*pass_forget)(struct backend *be, const void *owner); /* before the owner's buffers go */
     int  (*sync)(struct backend *be);
+    int  (*poll)(struct backend *be, int *idle); /* without waiting: an error that happened, and 1 when all that was enqueued is done */
     /* Time stamps behind whatever was enqueued before them, outside of passes that are recorded: stamp i of [0, BACKEND_MARKS); after a sync
      * marks gives stamps 0..n-1, all of them set since, in ns from an origin of their own. */
     int  (*mark)(struct backend *be, int i);
@@ -76,7 +89,9 @@ struct backend {
     int threads;          /* host threads it computes or prepares weights with */
     int host_reads;       /* 1: the host may read and write its memory once sync has returned */
     int prefill_rows;     /* rows that a pass of prefill best has */
+    int ahead;            /* steps best enqueued behind the one that is waited for; 0 where operations run when called */
     size_t allocated;     /* bytes of alloc handed out and not released */
+    size_t syncs;         /* times the host waited for the device: sync, and uploads that found every buffer in use */
     size_t launches;      /* operations of the device enqueued so far; those of a recorded pass count once, when it is recorded */
     size_t cache_bytes;   /* of its last-level cache, 0: not known */
     int clock_mhz, memory_mhz; /* the most it runs at, 0: not known */

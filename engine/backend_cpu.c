@@ -316,6 +316,66 @@ static int cpu_logits(struct backend *be, const struct logits *a)
     return 0;
 }
 
+static void stamp_first(int64_t *begin)
+{
+    if (*begin == 0)
+        *begin = clock_ns();
+}
+
+static int cpu_ngram(struct backend *be, const struct ngram *a)
+{
+    be->launches++;
+    stamp_first(a->begin);
+    ngram_ref(a);
+    return 0;
+}
+
+static int cpu_step_plan(struct backend *be, const struct step *s, int rows)
+{
+    be->launches++;
+    stamp_first(&s->clock[STEP_BEGIN]);
+    step_plan_ref(s, rows);
+    s->clock[STEP_VERIFY] = clock_ns();
+    return 0;
+}
+
+static int cpu_step_commit(struct backend *be, const struct step_commit *a)
+{
+    be->launches++;
+    step_commit_ref(a);
+    step_publish_ref(a, clock_ns());
+    return 0;
+}
+
+static int cpu_stamp(struct backend *be, int64_t *at)
+{
+    (void)be;
+    *at = clock_ns();
+    return 0;
+}
+
+static size_t cpu_accept_bytes(const struct backend *be, int slots, int max_nodes, int vocab)
+{
+    (void)be;
+    (void)slots;
+    (void)max_nodes;
+    return accept_bytes(vocab);
+}
+
+static int cpu_accept(struct backend *be, const struct accept *a)
+{
+    be->launches++;
+    accept_ref(a);
+    return 0;
+}
+
+static int cpu_node_stats(struct backend *be, const struct node_stats *a)
+{
+    be->launches++;
+    node_stats_ref(a);
+    return 0;
+}
+
 static int cpu_read(struct backend *be, const void *data, size_t bytes, uint64_t *sum)
 {
     *sum = read_memory(&(struct read){.data = data, .bytes = bytes, .threads = be->threads});
@@ -345,6 +405,13 @@ static void cpu_pass_forget(struct backend *be, const void *owner)
 static int cpu_sync(struct backend *be)
 {
     (void)be;
+    return 0;
+}
+
+static int cpu_poll(struct backend *be, int *idle)
+{
+    (void)be;
+    *idle = 1;
     return 0;
 }
 
@@ -387,11 +454,19 @@ const struct backend_ops backend_cpu = {
     .attention = cpu_attention,
     .kv_move = cpu_kv_move,
     .logits = cpu_logits,
+    .ngram = cpu_ngram,
+    .step_plan = cpu_step_plan,
+    .step_commit = cpu_step_commit,
+    .stamp = cpu_stamp,
+    .accept_bytes = cpu_accept_bytes,
+    .accept = cpu_accept,
+    .node_stats = cpu_node_stats,
     .read = cpu_read,
     .pass_begin = cpu_pass_begin,
     .pass_end = cpu_pass_end,
     .pass_forget = cpu_pass_forget,
     .sync = cpu_sync,
+    .poll = cpu_poll,
     .mark = cpu_mark,
     .marks = cpu_marks,
 };

@@ -6,7 +6,7 @@
 #include "kernels/cuda.h"
 #include <stdlib.h>
 
-enum { MOVE_MAX = 64, PREFILL_ROWS = 512 };
+enum { MOVE_MAX = 64, PREFILL_ROWS = 512, AHEAD = 2 };
 
 static int cuda_open(struct backend *be, const struct backend_opts *opts)
 {
@@ -17,6 +17,7 @@ static int cuda_open(struct backend *be, const struct backend_opts *opts)
         FAIL(ERR_MEMORY, "cuda backend: out of memory");
     c->eager = opts->eager;
     be->prefill_rows = PREFILL_ROWS;
+    be->ahead = AHEAD;
     TRY(cuda_check(be, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "creating a stream"));
     return cuda_open_ring(be);
 }
@@ -161,6 +162,49 @@ static int cuda_logits(struct backend *be, const struct logits *a)
                     (struct cuda_launch){"logits", a->rows, a->vocab, a->vocab});
 }
 
+static int cuda_ngram(struct backend *be, const struct ngram *a)
+{
+    return launched(be, ngram_cuda(a, cuda_of(be)->stream),
+                    (struct cuda_launch){"ngram", a->trees->slots, a->min, a->max});
+}
+
+static int cuda_step_plan(struct backend *be, const struct step *s, int rows)
+{
+    return launched(be, step_plan_cuda(s, rows, cuda_of(be)->stream),
+                    (struct cuda_launch){"step_plan", rows, s->trees.slots, s->trees.max_nodes});
+}
+
+static int cuda_step_commit(struct backend *be, const struct step_commit *a)
+{
+    const struct trees *t = &a->step->trees;
+    return launched(be, step_commit_cuda(a, cuda_of(be)->stream),
+                    (struct cuda_launch){"step_commit", t->slots, t->max_nodes, a->n_layers});
+}
+
+static int cuda_stamp(struct backend *be, int64_t *at)
+{
+    return launched(be, step_stamp_cuda(at, cuda_of(be)->stream), (struct cuda_launch){"stamp", 1, 1, 1});
+}
+
+static size_t cuda_accept_bytes(const struct backend *be, int slots, int max_nodes, int vocab)
+{
+    (void)be;
+    (void)vocab;
+    return accept_cuda_bytes(slots, max_nodes);
+}
+
+static int cuda_accept(struct backend *be, const struct accept *a)
+{
+    return launched(be, accept_cuda(a, cuda_of(be)->stream),
+                    (struct cuda_launch){"accept", a->trees->slots, a->trees->max_nodes, a->vocab});
+}
+
+static int cuda_node_stats(struct backend *be, const struct node_stats *a)
+{
+    return launched(be, node_stats_cuda(a, cuda_of(be)->stream),
+                    (struct cuda_launch){"node_stats", a->trees->slots, a->trees->max_nodes, a->vocab});
+}
+
 static int cuda_read(struct backend *be, const void *data, size_t bytes, uint64_t *sum)
 {
     _Static_assert(sizeof(unsigned long long) == sizeof *sum, "the checksum has 64 bits");
@@ -168,18 +212,32 @@ static int cuda_read(struct backend *be, const void *data, size_t bytes, uint64_
                     (struct cuda_launch){"read", (int)(bytes >> 20), 1 << 20, 1});
 }
 
-static int cuda_sync(struct backend *be)
+static int device_error(struct backend *be, cudaError_t rc)
 {
     const struct cuda *c = cuda_of(be);
-    const cudaError_t rc = cudaStreamSynchronize(c->stream);
-    if (rc == cudaSuccess)
-        return 0;
     FAIL(ERR_DEVICE,
          "cuda: an operation failed on %s: %s (%s); the last one launched was %s of %d rows [%d, %d]. The "
          "GPU is lost to this "
          "process; compute-sanitizer finds the operation",
          be->device, cudaGetErrorString(rc), cudaGetErrorName(rc), c->last.name ? c->last.name : "none",
          c->last.rows, c->last.n, c->last.k);
+}
+
+static int cuda_sync(struct backend *be)
+{
+    be->syncs++;
+    const cudaError_t rc = cudaStreamSynchronize(cuda_of(be)->stream);
+    return rc == cudaSuccess ? 0 : device_error(be, rc);
+}
+
+static int cuda_poll(struct backend *be, int *idle)
+{
+    const cudaError_t rc = cudaStreamQuery(cuda_of(be)->stream);
+    if (rc != cudaSuccess && rc != cudaErrorNotReady)
+        return device_error(be, rc);
+    cudaGetLastError(); /* "not ready" is remembered as if it were one */
+    *idle = rc == cudaSuccess;
+    return 0;
 }
 
 const struct backend_ops backend_cuda = {
@@ -209,11 +267,19 @@ const struct backend_ops backend_cuda = {
     .attention = cuda_attention,
     .kv_move = cuda_kv_move,
     .logits = cuda_logits,
+    .ngram = cuda_ngram,
+    .step_plan = cuda_step_plan,
+    .step_commit = cuda_step_commit,
+    .stamp = cuda_stamp,
+    .accept_bytes = cuda_accept_bytes,
+    .accept = cuda_accept,
+    .node_stats = cuda_node_stats,
     .read = cuda_read,
     .pass_begin = cuda_pass_begin,
     .pass_end = cuda_pass_end,
     .pass_forget = cuda_pass_forget,
     .sync = cuda_sync,
+    .poll = cuda_poll,
     .mark = cuda_mark,
     .marks = cuda_marks,
 };
