@@ -8,11 +8,14 @@
  *   rejection  children in order: accept with min(1, p / q) by the uniform philox(seed, request, position, PHILOX_ACCEPT, sibling), else what is
  *              left of p is max(0, p - q) (one-hot q: p without the token); the bonus is drawn from what is left (sample_categorical); temperature 0: greedy
  *   relaxed    among children that are of the relaxed_top_k best and have at least the top probability minus relaxed_delta, the best
+ * So what a row chooses is a function of the row, its position and its node's children: CUDA decides all rows at once, then walks.
  * shapes   logits f32 [rows, vocab], stats [rows]: the row of slot s's root is first_row[s], of its node k first_row[s] + 1 + k
+ * needs    CUDA: coupled, rejection with temperature > 0 and relaxed: vocab <= ACCEPT_CUDA_VOCAB, a row's weights stand in shared memory
  * math     the CPU's is the truth (sample.c: probabilities f32, sums double). CUDA makes the same choices from the same numbers but for the rounding
  *          of exp and log and the order of sums; it is a function of the row, the key and the node's children alone, so that a token does not
  *          depend on batch, tree or strategy beyond what the rule says
- * moves    coupled and rejection read a row a few times per visited node, greedy and relaxed O(1) and a rank a child */
+ * moves    CPU, of each visited node: coupled and rejection read a row a few times, greedy O(1), relaxed O(1) and a rank a child.
+ *          CUDA: of every node coupled and relaxed a row once, with filters and rejection once and 4 to 9 times more out of L2 a filter */
 #ifndef KERNELS_ACCEPT_H
 #define KERNELS_ACCEPT_H
 #include "kernels/logits.h"
@@ -38,6 +41,7 @@ struct trees {
     float *q;                   /* f32 [slots * max_nodes, vocab], NULL when no draft draws */
 };
 
+enum { ACCEPT_CUDA_VOCAB = 320 * 1024 };
 enum accept_kind { ACCEPT_GREEDY, ACCEPT_COUPLED, ACCEPT_REJECTION, ACCEPT_RELAXED };
 
 struct sampling {
@@ -60,9 +64,11 @@ struct accept {
     int vocab;
     int *accepted;                   /* out [slots] nodes on the accepted path, 0 when not in this pass */
     int *path;                       /* out [slots, max_depth] their indices, root's child first */
-    int *bonus;                      /* out [slots]; -1: a row that was needed holds no finite logits */
-    void *scratch;                   /* backend memory [accept_bytes(slots, vocab)], CPU: host memory likewise */
+    int *bonus;                      /* out [slots]; -1: a row that was needed holds no finite logits; not written when not in this pass */
+    void *scratch;                   /* backend memory [accept_bytes of the backend] */
 };
-size_t accept_bytes(int slots, int vocab);       /* of the CPU's scratch */
-void accept_ref(const struct accept *a);         /* the CPU's path too */
+size_t accept_bytes(int vocab);                                     /* of the CPU's scratch */
+KERN_API size_t accept_cuda_bytes(int slots, int max_nodes);        /* of CUDA's */
+void accept_ref(const struct accept *a);                            /* the CPU's path too */
+KERN_API int accept_cuda(const struct accept *a, void *stream);     /* two launches */
 #endif

@@ -12,23 +12,16 @@
  *              reasoning models) */
 #ifndef SPEC_ACCEPT_H
 #define SPEC_ACCEPT_H
-#include "kernels/logits.h"
-#include "kernels/sample.h"
+#include "kernels/accept.h"
 #include "spec/tree.h"
-
-struct sampling {
-    float temperature;   /* 0 means greedy under coupled and rejection too; rule greedy and relaxed do not read it */
-    int top_k;
-    float top_p, min_p;  /* see struct sample_filter */
-    uint64_t seed;
-    int relaxed_top_k;   /* >= 1 */
-    float relaxed_delta; /* [0, 1] */
-};
 
 /* Working memory of one accept call at a time. */
 struct accept_scratch {
     struct sample_dist dist; /* owned arrays */
-    float *left;             /* owned f32 [vocab] */
+    void *kernel;            /* owned [accept_bytes] */
+    int *node;               /* owned [4, cap_nodes]: token, parent, depth, q_row */
+    float *q;                /* owned f32 [cap_q, vocab] */
+    int cap_nodes, cap_q;
 };
 int  accept_scratch_init(struct accept_scratch *s, int vocab);
 void accept_scratch_deinit(struct accept_scratch *s); /* a zeroed struct is fine */
@@ -56,7 +49,8 @@ typedef int (*accept_fn)(const struct accept_args *a, struct accepted *out);
 struct accept_rule {
     const char *name, *help;
     int lossy; /* 1: outputs are not the target's; every table says so */
-    accept_fn accept;
+    accept_fn accept; /* of one tree in host memory */
+    enum accept_kind kind; /* of the backend's operation */
 };
 extern const struct accept_rule accept_rules[]; /* ends with name NULL */
 const struct accept_rule *accept_rule_find(const char *name); /* NULL: unknown */

@@ -342,7 +342,8 @@ static int accept_without_residual(const struct accept_args *a, struct accepted 
 START_TEST(a_rule_without_residual_is_caught_on_the_model_too)
 {
     static struct joint j;
-    const struct accept_rule wrong = {"wrong", "skips the residual", 0, accept_without_residual};
+    const struct accept_rule wrong = {"wrong", "skips the residual", 0, accept_without_residual,
+                                      ACCEPT_REJECTION};
     const struct toy_draft oracle = toy_draft("oracle", NULL);
     ck_assert_double_gt(sample_joint(&oracle, &wrong, &j), 1);
 }
