@@ -1,5 +1,7 @@
 /* gemm, swiglu, matrix_pack and embed on every instruction set of this machine. */
 #include "kernels/cpu.h"
+#include "kernels/fp8.h"
+#include "kernels/synthetic.h"
 #include <check.h>
 #include <math.h>
 #include <stdio.h>
@@ -301,6 +303,198 @@ END_TEST
 
 /* k = 1 and weights of 1 leave silu(x) x bare, so that the exponential shows: 4 ulp, no NaN where exp(-x)
  * overflows, and there an absolute error of 89 / 2^128. */
+/* The problem with its weights in FP8; expectations come from gemm_ref over the same rounded numbers. */
+static void problem_init_fp8(struct problem *p, int n, int k, enum matrix_flags flags)
+{
+    problem_init(p, n, k, flags);
+    free(p->m.data);
+    p->m = (struct matrix){.n = n, .k = k, .form = MATRIX_FP8, .data = alloc(matrix_packed_bytes(n, k))};
+    p->m.scale = alloc((size_t)n * sizeof(float));
+    const int half = flags == MATRIX_INTERLEAVE ? n / 2 : n;
+    const struct matrix_part parts[2] = {{p->w, DTYPE_F32, half},
+                                         {p->w + (size_t)half * (size_t)k, DTYPE_F32, n - half}};
+    matrix_pack(&p->m, parts, flags == MATRIX_INTERLEAVE ? 2 : 1, flags, 2);
+}
+
+static void problem_deinit_fp8(struct problem *p)
+{
+    free(p->m.scale);
+    problem_deinit(p);
+}
+
+/* Row and output, output j at number [j][i] of the model's order, as kernels/gemm.h defines them, in double.
+ */
+static double fp8_product(const struct problem *p, int row, int j, const float *row_scale, double *size)
+{
+    float most = 0, scale;
+    double sum = 0;
+    *size = 0;
+    for (int i = 0; i < p->k; i++)
+        most = fmaxf(most, fabsf(p->w[(size_t)j * (size_t)p->k + (size_t)i]));
+    scale = most > 0 ? most / FP8_MAX : 1;
+    for (int i = 0; i < p->k; i++) {
+        const float w = fp8_to_f32(fp8_from_f32(p->w[(size_t)j * (size_t)p->k + (size_t)i] / scale));
+        const double term = (double)w * p->x[(size_t)row * (size_t)p->k + (size_t)i];
+        sum += term;
+        *size += fabs(term);
+    }
+    *size *= (double)scale * row_scale[row];
+    return sum * scale * row_scale[row];
+}
+
+/* k products and sums rounded as in gemm, then two factors: (k + 4) eps. */
+START_TEST(fp8_products_are_within_their_bound_of_the_definition)
+{
+    struct problem p;
+    const int n = shapes[_i].n, k = shapes[_i].k;
+    float row_scale[MAX_ROWS];
+    problem_init_fp8(&p, n, k, MATRIX_PLAIN);
+    const size_t outputs = (size_t)MAX_ROWS * (size_t)n;
+    double *bound = alloc(outputs * sizeof *bound);
+    for (int r = 0; r < MAX_ROWS; r++)
+        row_scale[r] = 0.25f + (float)r / 7;
+    for (int r = 0; r < MAX_ROWS; r++)
+        for (int j = 0; j < n; j++) {
+            const size_t at = (size_t)r * (size_t)n + (size_t)j;
+            double size;
+            p.expected[at] = (float)fp8_product(&p, r, j, row_scale, &size);
+            bound[at] = (k + 4) * 0x1p-24 * size + 1e-37;
+        }
+    struct gemm a = {.w = &p.m, .x = p.x, .y = p.y, .rows = MAX_ROWS, .threads = 2, .scratch = p.scratch};
+    a.row_scale = row_scale;
+    gemm_ref(&a);
+    expect_within("ref", p.y, p.expected, bound, outputs);
+    for (int i = 0; cpu_kernels_at(i); i++) {
+        cpu_kernels_at(i)->gemm(&a);
+        expect_within(cpu_kernels_at(i)->name, p.y, p.expected, bound, outputs);
+    }
+    free(bound);
+    problem_deinit_fp8(&p);
+}
+END_TEST
+
+START_TEST(a_row_of_an_fp8_product_is_the_same_in_every_batch)
+{
+    struct problem p;
+    problem_init_fp8(&p, 97, 65, MATRIX_PLAIN);
+    for (int i = 0; cpu_kernels_at(i); i++) {
+        check_rows(cpu_kernels_at(i)->gemm, &p, "FP8 gemm", cpu_kernels_at(i)->name, 0);
+        check_rows(cpu_kernels_at(i)->gemm, &p, "FP8 gemm +=", cpu_kernels_at(i)->name, 1);
+    }
+    problem_deinit_fp8(&p);
+    problem_init_fp8(&p, 96, 33, MATRIX_INTERLEAVE);
+    for (int i = 0; cpu_kernels_at(i); i++)
+        check_rows(cpu_kernels_at(i)->swiglu, &p, "FP8 swiglu", cpu_kernels_at(i)->name, 0);
+    problem_deinit_fp8(&p);
+}
+END_TEST
+
+/* y = 2 + (1 * 1/2) * 4: the old y is not scaled. */
+START_TEST(scales_come_before_what_is_added)
+{
+    float w[3] = {0, 448, -224}, x[3] = {5, 1, 0.5f}, scale = 4, scratch[64];
+    for (int i = -1; i < 0 || cpu_kernels_at(i); i++) {
+        float y = 2;
+        struct matrix m = pack(w, 1, 3, MATRIX_PLAIN);
+        m.scale = (float[]){1.0f / 672};
+        const struct gemm a = {.w = &m,
+                               .x = x,
+                               .y = &y,
+                               .rows = 1,
+                               .threads = 1,
+                               .accumulate = 1,
+                               .row_scale = &scale,
+                               .scratch = scratch};
+        if (i < 0)
+            gemm_ref(&a);
+        else
+            cpu_kernels_at(i)->gemm(&a);
+        ck_assert_float_eq(y, 2 + 336 * (1.0f / 672) * 4);
+        free(m.data);
+    }
+}
+END_TEST
+
+/* silu of the scaled G, not the scale of silu. The bound is that of plain swiglu with two more roundings a
+ * product. */
+START_TEST(fp8_swiglu_is_within_its_bound_of_the_definition)
+{
+    enum { M = 48, K = 65 };
+    struct problem p;
+    float row_scale[MAX_ROWS];
+    problem_init_fp8(&p, 2 * M, K, MATRIX_INTERLEAVE);
+    const double rel = (K + 4) * 0x1p-24;
+    double *bound = alloc(MAX_ROWS * M * sizeof *bound);
+    for (int r = 0; r < MAX_ROWS; r++)
+        row_scale[r] = 0.25f + (float)r / 7;
+    for (int r = 0; r < MAX_ROWS; r++)
+        for (int j = 0; j < M; j++) {
+            double g_size, u_size;
+            const double g = fp8_product(&p, r, j, row_scale, &g_size),
+                         u = fp8_product(&p, r, M + j, row_scale, &u_size), silu = g / (1 + exp(-g));
+            p.expected[r * M + j] = (float)(silu * u);
+            bound[r * M + j] = 1.1 * rel * g_size * (fabs(u) + rel * u_size) + fabs(silu) * rel * u_size +
+                               9 * 0x1p-24 * fabs(silu * u) + 1e-37;
+        }
+    struct gemm a = {.w = &p.m, .x = p.x, .y = p.y, .rows = MAX_ROWS, .threads = 2, .scratch = p.scratch};
+    a.row_scale = row_scale;
+    swiglu_ref(&a);
+    expect_within("ref", p.y, p.expected, bound, MAX_ROWS * M);
+    for (int i = 0; cpu_kernels_at(i); i++) {
+        cpu_kernels_at(i)->swiglu(&a);
+        expect_within(cpu_kernels_at(i)->name, p.y, p.expected, bound, MAX_ROWS * M);
+    }
+    free(bound);
+    problem_deinit_fp8(&p);
+}
+END_TEST
+
+START_TEST(fp8_weights_are_numbers_times_scales)
+{
+    enum { N = 20, K = 5 };
+    float w[N * K], scale[N];
+    fill(w, N * K, 9);
+    memset(w + 3 * K, 0, K * sizeof *w);
+    struct matrix m = {
+        .n = N, .k = K, .form = MATRIX_FP8, .data = alloc(matrix_packed_bytes(N, K)), .scale = scale};
+    const struct matrix_part part = {w, DTYPE_F32, N};
+    matrix_pack(&m, &part, 1, MATRIX_PLAIN, 1);
+    ck_assert_uint_eq(m.bytes, matrix_packed_bytes(N, K) + sizeof scale);
+    ck_assert_float_eq(scale[3], 1);
+    for (int j = 0; j < N; j++)
+        for (int i = 0; i < K; i++) {
+            const float rounded = bf16_to_f32(bf16_from_f32(w[j * K + i])), got = matrix_at(&m, j, i);
+            const float number = fp8_to_f32(fp8_from_f32(rounded / scale[j]));
+            ck_assert_msg(got == number * scale[j], "W[%d][%d] is %a, expected %a", j, i, got,
+                          number * scale[j]);
+            ck_assert_double_le(fabs(got - (double)rounded),
+                                fabs(rounded) * (0x1p-4 + 0x1p-22) + scale[j] * 0x1p-10);
+        }
+    free(m.data);
+}
+END_TEST
+
+/* Any part of any row from any start, four neighbours a call. */
+START_TEST(synthetic_parts_are_packed_as_their_formula_says)
+{
+    enum { N = 18, K = 1031 };
+    struct synthetic s = {.seed = 5, .tensor = 9, .scale = 0.25f};
+    const struct matrix_part parts[] = {{&s, DTYPE_SYNTHETIC, 7}, {&s, DTYPE_SYNTHETIC, N - 7}};
+    struct matrix m = {.n = N, .k = K, .data = alloc(matrix_packed_bytes(N, K))};
+    matrix_pack(&m, parts, 2, MATRIX_PLAIN, 2);
+    for (int j = 0; j < N; j++)
+        for (int i = 0; i < K; i++) {
+            const uint32_t at = (uint32_t)((j < 7 ? j : j - 7) * K + i);
+            const uint32_t bits = philox(5, 9, 0, PHILOX_SYNTHETIC, at / 4).v[at % 4];
+            const int sum = (int)((bits & 255) + (bits >> 8 & 255) + (bits >> 16 & 255) + (bits >> 24));
+            const float expected = bf16_to_f32(bf16_from_f32((float)(sum - 510) * (0.25f / 147.8005f)));
+            if (matrix_at(&m, j, i) != expected)
+                ck_abort_msg("W[%d][%d] is %a, expected %a", j, i, matrix_at(&m, j, i), expected);
+        }
+    free(m.data);
+}
+END_TEST
+
 START_TEST(silu_holds_from_underflow_to_overflow)
 {
     enum { M = 16 };
@@ -416,6 +610,12 @@ int main(void)
     tcase_add_loop_test(c, small_integers_are_exact, 0, N_SHAPES);
     tcase_add_loop_test(c, gemm_is_within_its_bound_of_the_reference, 0, N_SHAPES);
     tcase_add_test(c, swiglu_is_within_its_bound_of_the_reference);
+    tcase_add_loop_test(c, fp8_products_are_within_their_bound_of_the_definition, 0, N_SHAPES);
+    tcase_add_test(c, a_row_of_an_fp8_product_is_the_same_in_every_batch);
+    tcase_add_test(c, scales_come_before_what_is_added);
+    tcase_add_test(c, fp8_swiglu_is_within_its_bound_of_the_definition);
+    tcase_add_test(c, fp8_weights_are_numbers_times_scales);
+    tcase_add_test(c, synthetic_parts_are_packed_as_their_formula_says);
     tcase_add_test(c, silu_holds_from_underflow_to_overflow);
     tcase_add_test(c, parts_of_every_dtype_and_alignment_are_packed);
     tcase_add_test(c, interleaving_alternates_panels_of_the_two_parts);
