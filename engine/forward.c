@@ -393,11 +393,15 @@ static int run_head(const struct forward *f, unsigned flags)
 
 int forward_enqueue(struct forward *f, const struct rows *rows, int reach, unsigned flags)
 {
+    const struct rows own = f->rows;
     assert(rows->n >= 1 && rows->n <= (flags & FORWARD_LOGITS ? f->max_logit_rows : f->max_rows));
     f->rows = *rows;
     f->scratch->bulk = (flags & FORWARD_BULK) != 0;
-    TRY(run_layers(f, reach, flags));
-    return flags & FORWARD_LOGITS ? run_head(f, flags) : 0;
+    int rc = run_layers(f, reach, flags);
+    if (!rc && flags & FORWARD_LOGITS)
+        rc = run_head(f, flags);
+    f->rows = own; /* those that forward_run plans */
+    return rc;
 }
 
 int forward_reach(const struct forward *f, int end)
@@ -445,7 +449,8 @@ int forward_run(struct forward *f, const struct forward_row *rows, int n, unsign
         flags |= FORWARD_BULK;
     const int reach = forward_reach(f, plan_end(f, n));
     TRY(flags & FORWARD_LOGITS ? run_verify(f, reach, flags) : forward_enqueue(f, &f->rows, reach, flags));
-    TRY(f->model->be->ops->sync(f->model->be));
+    if (flags & FORWARD_LOGITS) /* prefill goes into the order of operations and is not waited for */
+        TRY(f->model->be->ops->sync(f->model->be));
     for (int i = 0; i < n; i++)
         f->kv->slot[rows[i].slot].used = s->next[rows[i].slot];
     return 0;
