@@ -99,7 +99,13 @@ int cuda_matrix(struct backend *be, struct matrix *w, const struct matrix_source
         cuda_release(be, data);
         return rc;
     }
-    *w = (struct matrix){
-        .n = n, .k = from->k, .form = from->form, .data = data, .scale = scale, .bytes = bytes + scales};
+    *w = (struct matrix){.n = n,
+                         .k = from->k,
+                         .form = from->form,
+                         .data = data,
+                         .scale = scale,
+                         .bytes = bytes + scales,
+                         .flags = order.flags,
+                         .head_dim = order.head_dim};
     return 0;
 }

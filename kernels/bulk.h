@@ -9,12 +9,10 @@
 /* unpack: a matrix in fragment order (kernels/cuda.h) to row-major numbers, outputs in the order before interleaving (G, then U) and before
  * pairing (MATRIX_ROTARY).
  * shapes   to bf16 [n, k]: the numbers of a BF16 matrix, number * scale[output] of an FP8 one, rounded once to nearest even
- * needs    w as matrix_pack_cuda leaves it, packed with these flags; `to` 16-byte aligned; any n, any k (k % 8 == 0 is fast) */
+ * needs    w as matrix_pack_cuda leaves it, its flags and head_dim those it was packed with; `to` 16-byte aligned; any n, any k (k % 8 == 0 is fast) */
 struct unpack {
     const struct matrix *w;
     bf16 *to;
-    enum matrix_flags flags;
-    int head_dim; /* with MATRIX_ROTARY */
 };
 KERN_API int unpack_cuda(const struct unpack *a, void *stream);
 

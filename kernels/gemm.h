@@ -23,6 +23,8 @@ struct matrix {
     void *data;   /* owned by the backend that packed it, 64-byte aligned; CPU: bf16 in both forms */
     float *scale; /* owned likewise, f32 [n] in the order of the outputs before interleaving (G, then U): weight = number * scale; NULL: 1 */
     size_t bytes; /* of data and scale */
+    unsigned flags; /* CUDA: the enum matrix_flags that say how its outputs are ordered */
+    int head_dim;   /* with MATRIX_ROTARY */
 };
 
 struct matrix_part {

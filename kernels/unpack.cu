@@ -18,7 +18,7 @@ struct view {
     bf16 *to;
     int n, k;
     int tiles, head_dim; /* of a rotary matrix: tiles a head */
-    enum matrix_flags flags;
+    unsigned flags;
 };
 
 /* The output in row `row` < 8 of a tile; *other is the one in row + 8. n where there is none. */
@@ -148,7 +148,7 @@ static __global__ void __launch_bounds__(THREADS) unpack_kernel(const __grid_con
 KERN_API int unpack_cuda(const struct unpack *a, void *stream)
 {
     const struct matrix *w = a->w;
-    const int outputs = a->flags == MATRIX_INTERLEAVE ? (w->n / 2 + TILE / 2 - 1) / (TILE / 2)
+    const int outputs = w->flags == MATRIX_INTERLEAVE ? (w->n / 2 + TILE / 2 - 1) / (TILE / 2)
                                                       : (w->n + TILE - 1) / TILE,
               span = WARPS * PAIRS * PAIR;
     const struct view view = {.data = w->data,
@@ -156,9 +156,9 @@ KERN_API int unpack_cuda(const struct unpack *a, void *stream)
                               .to = a->to,
                               .n = w->n,
                               .k = w->k,
-                              .tiles = a->flags == MATRIX_ROTARY ? a->head_dim / TILE : 1,
-                              .head_dim = a->head_dim,
-                              .flags = a->flags};
+                              .tiles = w->flags == MATRIX_ROTARY ? w->head_dim / TILE : 1,
+                              .head_dim = w->head_dim,
+                              .flags = w->flags};
     const struct launch l = {.grid = dim3((unsigned)((w->k + span - 1) / span), (unsigned)outputs),
                              .block = THREADS,
                              .stream = stream};
