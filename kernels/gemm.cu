@@ -1,83 +1,21 @@
-/* gemm_cuda, swiglu_cuda: bf16 weights as the 16-row operand of mma.m16n8k16, 8 rows of activations as its
- * columns, f32 sums. The weights of a tile (16 outputs) are read once from memory for up to 64 rows, straight
- * to registers in the order the tensor cores want them (matrix_pack_cuda), 16 bytes a lane, and are requested
- * before the kernel waits for the activations.
+/* gemm_cuda, swiglu_cuda, residual_cuda, qkv_cuda: products for 1 to 64 rows a block, weights read once from
+ * memory for all of them. The sums are gemm_core.cuh, what becomes of them gemm_epilogue.cuh.
  *
- * order    K in steps of 16, dealt in turn to slices (8 warps a block, 1 to 4 blocks a tile:
- * gemm_log2_slices, a function of (n, k) alone); a slice adds its steps in order, a block its 8 slices in
- * order, the cluster its blocks in order. Nothing depends on rows. launch   grid [blocks a tile, blocks of 64
- * rows, tiles or pairs of tiles], so n <= 16 * 65535; block 256, shared 6 to 44 KB moves    2 n k bytes of
- * weights once a 64 rows, past the first level cache and first to leave the second; each block also reads its
- *          slices of the acts, 32 bytes a row and step against 512 of weights, from the caches
- * roof     memory: 2 rows flops for 2 bytes. 4096 x 4096: 33.6 MB, 11 us at 3 TB/s; 576 x 576: 0.66 MB, the
- * launch is the cost */
-#include "kernels/cuda.h"
-#include "kernels/act.h"
-#include "kernels/launch.cuh"
-#include <cuda_bf16.h>
-
-enum {
-    TILE = 16,
-    STEP = 16,
-    LOG2_WARPS = 3,
-    WARPS = 1 << LOG2_WARPS,
-    LANES = 32,
-    ROW_BLOCK = 64,
-    MAX_CLUSTER = 4
-};
-enum epilogue { EPILOGUE_STORE, EPILOGUE_ADD, EPILOGUE_SWIGLU };
-
-struct gemm_args {
-    const uint4 *w; /* [tiles][steps][32] fragments */
-    const uint2 *x; /* act */
-    void *y;
-    int n, rows, tiles, steps, log2_slices;
-    enum epilogue epilogue;
-};
-
-/* Weights pass by: not kept in the first level, first to be replaced in the second. The load is not `.nc`,
- * which the assembler would move behind the dependency wait. */
-__device__ static uint64_t evict_first(void)
-{
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
-/* Loads of what may not exist, zeros then. The choice is made inside: a choice in C++ becomes copies of
- * registers just requested, and a copy waits for them. */
-__device__ static uint4 load_weights(const uint4 *at, int exists, uint64_t policy)
-{
-    uint4 v;
-    asm volatile("{ .reg .pred p; setp.ne.s32 p, %6, 0;\n\t"
-                 "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n\t"
-                 "@p ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5; }"
-                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
-                 : "l"(at), "l"(policy), "r"(exists));
-    return v;
-}
-
-__device__ static uint2 load_act(const uint2 *at, int exists)
-{
-    uint2 v;
-    asm volatile("{ .reg .pred p; setp.ne.s32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0;\n\t"
-                 "@p ld.global.v2.u32 {%0, %1}, [%2]; }"
-                 : "=&r"(v.x), "=&r"(v.y)
-                 : "l"(at), "r"(exists));
-    return v;
-}
-
-__device__ static void mma(float4 *c, uint4 a, uint2 b)
-{
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c->x), "+f"(c->y), "+f"(c->z), "+f"(c->w)
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
-}
+ * order    K in loads of 16 bytes a lane (BF16: 16 inputs, FP8: 32), dealt in turn to slices; their number is
+ * a function of (n, k, form) alone (gemm_log2_slices). A slice adds its loads in order, 8 slices (an octet)
+ * are added in order, octets pairwise. Which blocks and warps compute them is free: nothing depends on rows.
+ * launch   grid [cluster, blocks of 64 rows, tiles / tiles a block], so n <= 16 * 65535; a cluster's blocks
+ * split the slices moves    2 n k bytes of weights (FP8: n k) once a 64 rows, past the first level cache and
+ * first to leave the second; each block also reads its slices of the acts, 32 bytes a row and 16 inputs, from
+ * the caches: blocks of many rows take 4 tiles, so that this is no more than the weights; with a norm also 4
+ * bytes of squares a row and 16 inputs roof     memory: 2 rows flops for 2 bytes. 4096 x 4096: 33.6 MB, 11 us
+ * at 3 TB/s; 576 x 576: 0.66 MB, the launch is the cost */
+#include "kernels/gemm_core.cuh"
+#include "kernels/gemm_epilogue.cuh"
 
 __device__ static float4 add(float4 a, float4 b)
 {
-    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+    return make_float4(__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w));
 }
 
 /* At the start, with nothing to publish yet. */
@@ -106,171 +44,193 @@ __device__ static void store_first(float4 *at, float4 v)
                  : "memory");
 }
 
-/* This warp's sums of MT tiles by NT * 8 rows. DEPTH steps of weights are in flight, the first of them before
- * the dependency wait; acts come AHEAD steps at a time. Steps past the last, tiles past n and rows past the
- * last multiply zeros. */
-template <int NT, int MT, int DEPTH, int AHEAD>
-__device__ static void slice_sums(const struct gemm_args &p, int tile, int slice, float4 (*sum)[NT])
+/* The block's sum of unit `warp`, from the slices' parts [SLICES][UNITS][LANES]. */
+template <class S> __device__ static float4 block_sum(const float4 *part, int unit)
 {
-    const int lane = threadIdx.x % LANES,
-              count = (p.steps - slice + (1 << p.log2_slices) - 1) >> p.log2_slices;
-    const int rows = p.rows - blockIdx.y * ROW_BLOCK -
-                     lane / 4; /* of this lane: its row of tile t exists if t * 8 < rows */
-    const size_t stride = (size_t)LANES << p.log2_slices, size = (size_t)p.steps * LANES;
-    const uint64_t policy = evict_first();
-    const uint4 *w = p.w + tile * size + slice * LANES + lane;
-    const uint2 *x = p.x + blockIdx.y * (ROW_BLOCK / ACT_ROWS) * size + slice * LANES + lane;
-    uint4 a[DEPTH][MT];
+    const float4 *at = part + unit * LANES + threadIdx.x % LANES;
+    float4 octet[S::SLICES / OCTET];
 #pragma unroll
-    for (int i = 0; i < DEPTH; i++, w += stride)
+    for (int o = 0; o < S::SLICES / OCTET; o++) {
+        octet[o] = at[o * OCTET * S::UNITS * LANES];
 #pragma unroll
-        for (int m = 0; m < MT; m++)
-            a[i][m] = load_weights(w + m * size, i < count && (m == 0 || tile + m < p.tiles), policy);
-    launch_wait();
-#pragma unroll 1
-    for (int left = count; left > 0; left -= DEPTH)
-#pragma unroll
-        for (int g = 0; g < DEPTH; g += AHEAD) {
-            uint2 b[AHEAD][NT];
-#pragma unroll
-            for (int i = 0; i < AHEAD; i++, x += stride)
-#pragma unroll
-                for (int t = 0; t < NT; t++)
-                    b[i][t] = load_act(x + t * size, g + i < left && t * ACT_ROWS < rows);
-#pragma unroll
-            for (int i = 0; i < AHEAD; i++, w += stride)
-#pragma unroll
-                for (int m = 0; m < MT; m++) {
-#pragma unroll
-                    for (int t = 0; t < NT; t++)
-                        mma(&sum[m][t], a[g + i][m], b[i][t]);
-                    a[g + i][m] = load_weights(
-                        w + m * size, g + i + DEPTH < left && (m == 0 || tile + m < p.tiles), policy);
-                }
-        }
-}
-
-__device__ static float silu(float v)
-{
-    return v / (1.0f + expf(-v));
-}
-
-/* v holds outputs lane / 4 and lane / 4 + 8 of the tile, each for two rows: {first, first + 1}. */
-__device__ static void write(const struct gemm_args &p, int tile, int first, float4 v)
-{
-    const int row_of_tile = threadIdx.x % LANES / 4;
-    const float out[2][2] = {{v.x, v.z}, {v.y, v.w}}; /* [row][output] */
-    for (int c = 0; c < 2 && first + c < p.rows; c++) {
-        if (p.epilogue == EPILOGUE_SWIGLU) {
-            const int m = p.n / 2, i = tile * (TILE / 2) + row_of_tile;
-            __nv_bfloat16 *y = (__nv_bfloat16 *)p.y;
-            y[act_at(first + c, i, m)] = __float2bfloat16_rn(i < m ? silu(out[c][0]) * out[c][1] : 0.0f);
-            if (tile == p.tiles - 1 && p.tiles % 2 == 1) /* the act's last step is half ours, half padding */
-                y[act_at(first + c, i + TILE / 2, m)] = __float2bfloat16_rn(0.0f);
-            continue;
-        }
-        for (int h = 0; h < 2; h++) {
-            const int j = tile * TILE + row_of_tile + h * 8;
-            float *y = (float *)p.y + (size_t)(first + c) * p.n + j;
-            if (j < p.n)
-                *y = p.epilogue == EPILOGUE_ADD ? *y + out[c][h] : out[c][h];
-        }
+        for (int i = 1; i < OCTET; i++)
+            octet[o] = add(octet[o], at[(o * OCTET + i) * S::UNITS * LANES]);
     }
+    return S::SLICES == OCTET ? octet[0] : add(octet[0], octet[S::SLICES / OCTET - 1]);
 }
 
-/* NT tiles of 8 rows by MT tiles of 16 outputs a block. MT = 2, where there are tiles enough, halves the
- * acts' way through the caches and has no cluster: its launch gives one block a tile pair. */
-template <int NT, int MT, int DEPTH, int AHEAD, int BLOCKS>
-static __global__ void __launch_bounds__(WARPS *LANES, BLOCKS) gemm_kernel(const struct gemm_args p)
+/* The cluster's sums, in its first block: those of the others, [cluster - 1][MT][UNITS][LANES], are pairwise
+ * added to its own. */
+template <class S> __device__ static float4 cluster_sum(float4 own, const float4 *others, int cluster)
+{
+    const int block = S::MT * S::UNITS * LANES;
+    own = add(own, others[0]);
+    return cluster == 2 ? own : add(own, add(others[block], others[2 * block]));
+}
+
+/* `blocks` of a cluster hand their sums to the first; all threads of all of them come here. */
+template <class S> __device__ static void cluster_reduce(float4 *sum, float4 *others, int cluster, int rank)
+{
+    const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    float4 *at = others + warp * LANES + lane;
+    cluster_wait(); /* the first block runs */
+#pragma unroll
+    for (int m = 0; m < S::MT; m++)
+        if (rank > 0 && warp < S::UNITS)
+            store_first(at + ((rank - 1) * S::MT + m) * S::UNITS * LANES, sum[m]);
+    cluster_arrive();
+    if (rank > 0)
+        return;
+    cluster_wait();
+#pragma unroll
+    for (int m = 0; m < S::MT; m++)
+        if (warp < S::UNITS)
+            sum[m] = cluster_sum<S>(sum[m], at + m * S::UNITS * LANES, cluster);
+}
+
+template <class S>
+static __global__ void __launch_bounds__(S::WARPS *LANES, S::BLOCKS) gemm_kernel(const struct gemm_args p)
 {
     launch_trigger();
-    __shared__ float4 part[WARPS][NT][LANES];
-    __shared__ float4 block[MT == 1 ? MAX_CLUSTER - 1 : 1][NT][LANES];
-    const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES, tile = blockIdx.z * MT;
-    const int cluster = MT == 1 ? (1 << p.log2_slices) / WARPS : 1, rank = MT == 1 ? blockIdx.x : 0;
-    float4 sum[MT][NT] = {};
+    extern __shared__ float4 part[]; /* [SLICES][UNITS][LANES], then what a cluster's other blocks send */
+    __shared__ float2 factor[S::NT * ACT_ROWS];
+    const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES, slice = warp % S::SLICES,
+              group = warp / S::SLICES;
+    const int cluster = (1 << p.log2_slices) / S::SLICES, rank = blockIdx.x, first = blockIdx.z * S::TILES;
+    /* this warp ends unit `warp` of each round: tiles ended + m, rows from `row` on */
+    const int ends = rank == 0 && warp < S::UNITS, ended = first + warp / S::NT * S::MT;
+    const int row = blockIdx.y * ROW_BLOCK + warp % S::NT * ACT_ROWS + lane % 4 * 2;
+    float4 sum[S::MT][S::NT] = {}, v[S::MT];
+    struct tile_needs needs[S::MT];
     if (cluster > 1)
-        cluster_arrive_relaxed(); /* the first block runs: its memory may be written */
-    slice_sums<NT, MT, DEPTH, AHEAD>(p, tile, rank * WARPS + warp, sum);
+        cluster_arrive_relaxed(); /* this block runs: its memory may be written */
+    for (int m = 0; ends && m < S::MT; m++)
+        needs_prefetch(p, ended + m);
+    slice_sums<S>(p, first + group * S::MT, rank * S::SLICES + slice, rank == 0, factor, sum);
 #pragma unroll
-    for (int m = 0; m < MT; m++) {
+    for (int m = 0; m < S::MT; m++)
+        if (ends)
+            needs_of(p, ended + m, row, &needs[m]);
+#pragma unroll
+    for (int m = 0; m < S::MT; m++) {
         if (m > 0)
             __syncthreads();
 #pragma unroll
-        for (int t = 0; t < NT; t++)
-            part[warp][t][lane] = sum[m][t];
+        for (int t = 0; t < S::NT; t++)
+            part[(slice * S::UNITS + group * S::NT + t) * LANES + lane] = sum[m][t];
         __syncthreads();
-        float4 v = {};
-        if (warp < NT) {
-            v = part[0][warp][lane];
-            for (int i = 1; i < WARPS; i++)
-                v = add(v, part[i][warp][lane]);
-        }
-        if (cluster > 1) {
-            cluster_wait();
-            if (rank > 0 && warp < NT)
-                store_first(&block[rank - 1][warp][lane], v);
-            cluster_arrive();
-            if (rank > 0)
-                return;
-            cluster_wait();
-            for (int i = 1; warp < NT && i < cluster; i++)
-                v = add(v, block[i - 1][warp][lane]);
-        }
-        if (warp < NT && tile + m < p.tiles)
-            write(p, tile + m, blockIdx.y * ROW_BLOCK + warp * ACT_ROWS + lane % 4 * 2, v);
+        if (warp < S::UNITS)
+            v[m] = block_sum<S>(part, warp);
     }
+    if (cluster > 1)
+        cluster_reduce<S>(v, part + S::SLICES * S::UNITS * LANES, cluster, rank);
+#pragma unroll
+    for (int m = 0; m < S::MT; m++)
+        if (ends && ended + m < p.tiles)
+            tile_end(p, ended + m, row, v[m], needs[m], factor);
 }
 
-/* Slices of K: 8 warps, in one block unless they cannot hold their whole share of K in flight and there are
- * too few tiles to fill the device: then in the next 2 or 4 blocks that do either. */
-static int gemm_log2_slices(int tiles, int steps)
+/* Slices of K: an octet, or 2 or 4 where one cannot hold its whole share of K in flight and there are too few
+ * tiles to fill the device. */
+static int gemm_log2_slices(int tiles, int loads)
 {
-    enum { IN_FLIGHT = 8, FULL = 288 };
-    int blocks = 0;
-    while (1 << blocks < MAX_CLUSTER && steps > (WARPS * IN_FLIGHT) << blocks &&
-           tiles << (blocks + 1) <= FULL)
-        blocks++;
-    return LOG2_WARPS + blocks;
+    enum { IN_FLIGHT = 8, FULL = 528 };
+    int log2 = 0;
+    while (1 << log2 < MAX_CLUSTER && loads > (OCTET * IN_FLIGHT) << log2 && tiles << (log2 + 1) <= FULL)
+        log2++;
+    return 3 + log2;
 }
 
-static int launch_gemm(const struct gemm *a, enum epilogue epilogue, void *stream)
+template <class S> static int launch_shape(const struct gemm_args *p, void *stream)
+{
+    const unsigned cluster = (1u << p->log2_slices) / S::SLICES, sums = S::SLICES + (cluster - 1) * S::MT;
+    const struct launch l = {.grid = dim3(cluster, (unsigned)((p->rows + ROW_BLOCK - 1) / ROW_BLOCK),
+                                          (unsigned)((p->tiles + S::TILES - 1) / S::TILES)),
+                             .block = dim3(S::WARPS * LANES),
+                             .shared = sums * S::UNITS * LANES * sizeof(float4),
+                             .cluster = cluster,
+                             .stream = stream};
+    return launch_kernel(&l, gemm_kernel<S>, *p);
+}
+
+/* Constants by rows: NT, MT, slices and groups a block, weights and acts in flight, blocks an SM. Few rows: a
+ * tile a block, all its weights in flight. Many: 4 tiles a block wherever that leaves enough blocks, or the
+ * acts' way through the second level cache costs more than the weights. */
+template <int F> static int launch_rows(const struct gemm_args *p, void *stream)
+{
+    enum { ENOUGH = 64 };
+    const int nt = (p->rows < ROW_BLOCK ? p->rows + ACT_ROWS - 1 : ROW_BLOCK) / ACT_ROWS,
+              fp8 = F == MATRIX_FP8;
+    const int wide = (p->tiles / 4) << (p->log2_slices - 3) >= ENOUGH;
+    if (nt <= 1)
+        return p->log2_slices > 3 ? launch_shape<gemm_shape<F, 1, 1, 16, 1, 8, fp8 ? 2 : 4, 2>>(p, stream)
+                                  : launch_shape<gemm_shape<F, 1, 1, 8, 1, 8, fp8 ? 2 : 4, 4>>(p, stream);
+    if (nt <= 2)
+        return launch_shape<gemm_shape<F, 2, 1, 8, 1, 8, 2, 3>>(p, stream);
+    if (nt <= 4)
+        return wide ? launch_shape<gemm_shape<F, 4, 2, 8, 2, fp8 ? 3 : 4, 1, 1>>(p, stream)
+                    : launch_shape<gemm_shape<F, 4, 1, 8, 1, fp8 ? 4 : 8, 2, 2>>(p, stream);
+    return wide ? launch_shape<gemm_shape<F, 8, 2, 8, 2, fp8 ? 2 : 3, 1, 1>>(p, stream)
+                : launch_shape<gemm_shape<F, 8, 1, 8, 1, fp8 ? 3 : 4, 1, 2>>(p, stream);
+}
+
+static struct gemm_args args_of(const struct gemm *a, enum epilogue epilogue)
 {
     const struct matrix *w = a->w;
     struct gemm_args p = {};
     p.w = (const uint4 *)w->data;
+    p.scale = w->scale;
     p.x = (const uint2 *)a->x;
     p.y = a->y;
+    p.square = a->square;
+    p.row_scale = a->row_scale;
     p.n = w->n;
+    p.k = w->k;
     p.rows = a->rows;
     p.tiles = (w->n + TILE - 1) / TILE;
-    p.steps = (w->k + STEP - 1) / STEP;
-    p.log2_slices = gemm_log2_slices(p.tiles, p.steps);
+    p.steps = (w->k + ACT_STEP - 1) / ACT_STEP;
+    p.loads = w->form == MATRIX_FP8 ? (p.steps + 1) / 2 : p.steps;
+    p.log2_slices = gemm_log2_slices(p.tiles, p.loads);
+    p.eps = a->eps;
     p.epilogue = epilogue;
-    const int nt = (a->rows < ROW_BLOCK ? a->rows + ACT_ROWS - 1 : ROW_BLOCK) / ACT_ROWS,
-              pairs = nt > 2 && p.tiles >= 512;
-    struct launch l = {};
-    l.cluster = (1 << p.log2_slices) / WARPS;
-    l.grid = dim3(l.cluster, (a->rows + ROW_BLOCK - 1) / ROW_BLOCK, pairs ? (p.tiles + 1) / 2 : p.tiles);
-    l.block = dim3(WARPS * LANES);
-    l.stream = stream;
-    if (nt <= 1)
-        return launch_kernel(&l, gemm_kernel<1, 1, 8, 4, 4>, p);
-    if (nt <= 2)
-        return launch_kernel(&l, gemm_kernel<2, 1, 8, 4, 3>, p);
-    if (nt <= 4)
-        return pairs ? launch_kernel(&l, gemm_kernel<4, 2, 4, 2, 2>, p)
-                     : launch_kernel(&l, gemm_kernel<4, 1, 8, 2, 2>, p);
-    return pairs ? launch_kernel(&l, gemm_kernel<8, 2, 2, 1, 2>, p)
-                 : launch_kernel(&l, gemm_kernel<8, 1, 4, 1, 2>, p);
+    p.y_form = a->y_form;
+    return p;
+}
+
+static int launch_gemm(const struct gemm_args *p, enum matrix_form form, void *stream)
+{
+    return form == MATRIX_FP8 ? launch_rows<MATRIX_FP8>(p, stream) : launch_rows<MATRIX_BF16>(p, stream);
 }
 
 KERN_API int gemm_cuda(const struct gemm *a, void *stream)
 {
-    return launch_gemm(a, a->accumulate ? EPILOGUE_ADD : EPILOGUE_STORE, stream);
+    const struct gemm_args p = args_of(a, a->accumulate ? EPILOGUE_ADD : EPILOGUE_STORE);
+    return launch_gemm(&p, a->w->form, stream);
 }
 
 KERN_API int swiglu_cuda(const struct gemm *a, void *stream)
 {
-    return launch_gemm(a, EPILOGUE_SWIGLU, stream);
+    const struct gemm_args p = args_of(a, EPILOGUE_SWIGLU);
+    return launch_gemm(&p, a->w->form, stream);
+}
+
+KERN_API int residual_cuda(const struct residual *a, void *stream)
+{
+    struct gemm_args p = args_of(&a->product, EPILOGUE_RESIDUAL);
+    p.gain = a->norm.w;
+    p.normed = a->norm.y.act;
+    p.normed_square = a->norm.y.square;
+    p.y_form = a->norm.y.form;
+    return launch_gemm(&p, a->product.w->form, stream);
+}
+
+KERN_API int qkv_cuda(const struct qkv *a, void *stream)
+{
+    struct gemm_args p = args_of(&a->product, EPILOGUE_ROTARY);
+    p.cos_sin = a->rope.cos_sin;
+    p.slot = a->rope.rows->slot;
+    p.cell = a->rope.rows->cell;
+    p.kv = a->rope.kv;
+    p.heads = a->rope.heads;
+    return launch_gemm(&p, a->product.w->form, stream);
 }

@@ -1,0 +1,31 @@
+/* gemm_args: what a matrix product is told, by value. */
+#ifndef KERNELS_GEMM_ARGS_CUH
+#define KERNELS_GEMM_ARGS_CUH
+#include "kernels/cuda.h"
+
+enum { TILE = 16, LANES = 32, ROW_BLOCK = 64, OCTET = 8, MAX_CLUSTER = 4 };
+enum epilogue { EPILOGUE_STORE, EPILOGUE_ADD, EPILOGUE_SWIGLU, EPILOGUE_RESIDUAL, EPILOGUE_ROTARY };
+
+struct gemm_args {
+    const uint4 *w;     /* [tiles][loads][32] fragments */
+    const float *scale; /* of w's outputs, or NULL */
+    const uint2 *x;     /* act */
+    void *y; /* f32 [rows, n]; SWIGLU: act [rows, n / 2]; RESIDUAL: the stream x; ROTARY: q of rope.qkv */
+    const float *square, *row_scale; /* of x, or NULL */
+    int n, k, rows;
+    int tiles;       /* of 16 outputs */
+    int steps;       /* of 16 inputs */
+    int loads;       /* of 16 bytes a lane: as many steps, or half of them for FP8 */
+    int log2_slices; /* of K */
+    float eps;
+    enum epilogue epilogue;
+    enum act_form y_form;
+    const float *gain; /* RESIDUAL: of the norm, with its outputs */
+    void *normed;
+    float *normed_square;
+    const float *cos_sin; /* ROTARY */
+    const int *slot, *cell;
+    struct kv_layer kv;
+    int heads;
+};
+#endif
