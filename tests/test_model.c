@@ -132,13 +132,18 @@ static void write_model(const struct model_config *c, enum dtype dtype, const ch
     free(w);
 }
 
-static int build(struct model *m, const struct model_config *c)
+static int build_as(struct model *m, const struct model_config *c, const struct model_opts *opts)
 {
     struct checkpoint ckpt = {0};
     ck_assert_msg(checkpoint_open(&ckpt, dir) == 0, "%s", err_text());
-    int rc = model_build(m, &be, c, &ckpt, NULL);
+    int rc = model_build(m, &be, c, &ckpt, opts);
     checkpoint_close(&ckpt);
     return rc;
+}
+
+static int build(struct model *m, const struct model_config *c)
+{
+    return build_as(m, c, NULL);
 }
 
 static void expect_rows(const struct matrix *w, int from, int n, int tensor)
@@ -231,6 +236,109 @@ START_TEST(weight_bytes_are_what_one_token_reads)
                          matrix_packed_bytes(192, 64) + matrix_packed_bytes(64, 96) + 2 * 64 * sizeof(float);
     ck_assert_uint_eq(m.weight_bytes, 2 * layer + matrix_packed_bytes(97, 64) + 64 * sizeof(float));
     model_deinit(&m);
+}
+END_TEST
+
+START_TEST(fp8_weights_cost_their_scales_and_leave_the_ends_alone)
+{
+    struct model m = {.be = NULL};
+    const struct model_config c = toy_config();
+    const struct model_opts opts = {.weights = MODEL_FP8};
+    ck_assert_int_eq(model_synthetic(&m, &be, &c, 1, &opts), 0);
+    const size_t layer = matrix_packed_bytes(128, 64) + matrix_packed_bytes(64, 64) +
+                         matrix_packed_bytes(192, 64) + matrix_packed_bytes(64, 96) +
+                         (128 + 64 + 192 + 64 + 2 * 64) * sizeof(float);
+    ck_assert_uint_eq(m.weight_bytes, 2 * layer + matrix_packed_bytes(97, 64) + 64 * sizeof(float));
+    ck_assert_int_eq((int)m.embed.form, MATRIX_BF16);
+    ck_assert_ptr_null(m.embed.scale);
+    ck_assert_ptr_null(m.head.scale);
+    ck_assert_int_eq((int)m.layers[1].down.form, MATRIX_FP8);
+    ck_assert_ptr_nonnull(m.layers[1].down.scale);
+    model_deinit(&m);
+    ck_assert_uint_eq(be.allocated, 0);
+}
+END_TEST
+
+/* Within 2^-4 of the file's value, or half the smallest number of a scale that is at most 1 / 448. */
+START_TEST(fp8_weights_of_a_file_are_near_its_values)
+{
+    struct model m = {.be = NULL};
+    const struct model_config c = toy_config();
+    const struct model_opts opts = {.weights = MODEL_FP8};
+    write_model(&c, DTYPE_F16, NULL, NULL);
+    ck_assert_msg(build_as(&m, &c, &opts) == 0, "%s", err_text());
+    for (int i = 0; i < c.hidden; i++)
+        for (int j = 0; j < c.ffn; j++) {
+            const double want = value_of(28, i, j), got = matrix_at(&m.layers[1].down, i, j);
+            ck_assert_msg(fabs(got - want) <= fabs(want) * (0x1p-4 + 0x1p-22) + 0x1p-10 / 448,
+                          "[%d, %d] is %g, expected %g", i, j, got, want);
+        }
+    expect_rows(&m.head, 0, c.vocab, 3);
+    model_deinit(&m);
+    ck_assert_uint_eq(be.allocated, 0);
+}
+END_TEST
+
+START_TEST(the_fingerprint_is_that_of_the_weights_not_of_their_form)
+{
+    const struct model_opts opts = {.weights = MODEL_FP8, .activations = MODEL_FP8, .kv = MODEL_FP8};
+    const struct model_config c = toy_config();
+    struct model m[4] = {{.be = NULL}};
+    write_model(&c, DTYPE_BF16, NULL, NULL);
+    ck_assert_int_eq(build(&m[0], &c), 0);
+    ck_assert_int_eq(build_as(&m[1], &c, &opts), 0);
+    ck_assert_int_eq(model_synthetic(&m[2], &be, &c, 1, NULL), 0);
+    ck_assert_int_eq(model_synthetic(&m[3], &be, &c, 1, &opts), 0);
+    ck_assert_uint_eq(m[0].fingerprint, m[1].fingerprint);
+    ck_assert_uint_eq(m[2].fingerprint, m[3].fingerprint);
+    ck_assert_uint_ne(m[0].fingerprint, m[2].fingerprint);
+    for (int i = 0; i < 4; i++)
+        model_deinit(&m[i]);
+}
+END_TEST
+
+START_TEST(fp8_activations_need_fp8_weights)
+{
+    struct model m = {.be = NULL};
+    const struct model_config c = toy_config();
+    expect_error(model_synthetic(&m, &be, &c, 1, &(struct model_opts){.activations = MODEL_FP8}), ERR_CONFIG,
+                 "model.activations fp8: expected model.weights fp8 beside it, found bf16");
+    ck_assert_ptr_null(m.be);
+}
+END_TEST
+
+static size_t room;
+
+static size_t small_room(struct backend *b)
+{
+    (void)b;
+    return room;
+}
+
+/* The toy has 30720 numbers and 448 outputs in a layer, two ends of 6208 and five norms of 64. */
+START_TEST(too_little_memory_is_said_before_loading)
+{
+    struct model m = {.be = NULL};
+    const struct model_config c = toy_config();
+    const struct model_opts fp8 = {.weights = MODEL_FP8};
+    const struct backend_ops *const ops = be.ops;
+    struct backend_ops small = *ops;
+    const size_t layers = 2 * (128 * 64 + 64 * 64 + 192 * 64 + 64 * 96), ends = 4 * 97 * 64 + 4 * 5 * 64;
+    small.available = small_room;
+    be.ops = &small;
+    room = 2 * layers + ends;
+    ck_assert_int_eq(model_synthetic(&m, &be, &c, 1, NULL), 0);
+    model_deinit(&m);
+    room--;
+    expect_error(model_synthetic(&m, &be, &c, 1, NULL), ERR_MEMORY, "model.weights fp8 needs");
+    room = layers + 4 * 2 * 448 + ends;
+    ck_assert_int_eq(model_synthetic(&m, &be, &c, 1, &fp8), 0);
+    model_deinit(&m);
+    room--;
+    expect_error(model_synthetic(&m, &be, &c, 1, &fp8), ERR_MEMORY, "in FP8 and");
+    expect_error(model_synthetic(&m, &be, &c, 1, NULL), ERR_MEMORY, "a smaller model");
+    ck_assert_uint_eq(be.allocated, 0);
+    be.ops = ops;
 }
 END_TEST
 
@@ -329,6 +437,11 @@ int main(void)
     tcase_add_loop_test(builds, every_tensor_lands_where_the_network_wants_it, DTYPE_BF16, DTYPE_F32 + 1);
     tcase_add_test(builds, a_tied_head_is_the_embedding_and_costs_nothing);
     tcase_add_test(builds, weight_bytes_are_what_one_token_reads);
+    tcase_add_test(builds, fp8_weights_cost_their_scales_and_leave_the_ends_alone);
+    tcase_add_test(builds, fp8_weights_of_a_file_are_near_its_values);
+    tcase_add_test(builds, the_fingerprint_is_that_of_the_weights_not_of_their_form);
+    tcase_add_test(refuses, fp8_activations_need_fp8_weights);
+    tcase_add_test(refuses, too_little_memory_is_said_before_loading);
     tcase_add_test(refuses, a_missing_head_is_explained);
     tcase_add_test(refuses, a_missing_or_foreign_tensor_is_named);
     tcase_add_test(refuses, a_wrong_shape_is_named);
