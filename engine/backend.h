@@ -46,7 +46,7 @@ struct backend_ops {
     int  (*matrix)(struct backend *be, struct matrix *w, const struct matrix_source *from);
     /* Bytes of an act, and of the scratch that one pass lends to its products and to its attention. */
     size_t (*act_bytes)(const struct backend *be, int rows, int k);
-    size_t (*gemm_bytes)(const struct backend *be, int rows, int n, int k); /* the largest of a pass's rows, n and k */
+    size_t (*gemm_bytes)(const struct backend *be, int rows, int n, int k); /* for a matrix [n, k] and at most so many rows */
     size_t (*kv_bytes)(const struct backend *be, enum kv_form form); /* of one element of the key/value cache */
     size_t (*attention_bytes)(const struct backend *be, int rows, int heads, int kv_heads, int head_dim, int cap);
     size_t (*accept_bytes)(const struct backend *be, int slots, int max_nodes, int vocab); /* scratch of accept */

@@ -6,7 +6,7 @@
 #include "kernels/cuda.h"
 #include <stdlib.h>
 
-enum { MOVE_MAX = 64, PREFILL_ROWS = 512, AHEAD = 2 };
+enum { MOVE_MAX = 64, PREFILL_ROWS = 8192, AHEAD = 2 };
 
 static int cuda_open(struct backend *be, const struct backend_opts *opts)
 {
@@ -32,6 +32,7 @@ static void cuda_close(struct backend *be)
         cudaStreamSynchronize(c->stream);
     for (int i = 0; i < c->n_graphs; i++)
         cudaGraphExecDestroy(c->graphs[i].exec);
+    cuda_bulk_close(c);
     cuda_close_marks(c);
     cuda_close_memory(c);
     if (c->stream)
@@ -50,10 +51,7 @@ static size_t cuda_act_bytes(const struct backend *be, int rows, int k)
 static size_t cuda_gemm_bytes(const struct backend *be, int rows, int n, int k)
 {
     (void)be;
-    (void)rows;
-    (void)n;
-    (void)k;
-    return 0;
+    return cuda_bulk_gemm_bytes(rows, n, k);
 }
 
 static size_t cuda_kv_bytes(const struct backend *be, enum kv_form form)
@@ -71,7 +69,7 @@ static size_t cuda_attention_bytes(const struct backend *be, int rows, int heads
 }
 
 /* Every operation ends here: what it was is remembered, and said when the launch was refused. */
-static int launched(struct backend *be, int rc, struct cuda_launch what)
+int cuda_launched(struct backend *be, int rc, struct cuda_launch what)
 {
     cuda_of(be)->last = what;
     be->launches++;
@@ -87,58 +85,71 @@ static int launched(struct backend *be, int rc, struct cuda_launch what)
 
 static int cuda_embed(struct backend *be, const struct embed *a)
 {
-    return launched(be, embed_cuda(a, cuda_of(be)->stream),
+    return cuda_launched(be, embed_cuda(a, cuda_of(be)->stream),
                     (struct cuda_launch){"embed", a->rows, a->w->n, a->w->k});
 }
 
 static int cuda_rmsnorm(struct backend *be, const struct rmsnorm *a)
 {
-    return launched(be, rmsnorm_cuda(a, cuda_of(be)->stream),
+    if (a->bulk)
+        return cuda_bulk_rmsnorm(be, a);
+    return cuda_launched(be, rmsnorm_cuda(a, cuda_of(be)->stream),
                     (struct cuda_launch){"rmsnorm", a->rows, a->dim, a->dim});
 }
 
 static int cuda_gemm(struct backend *be, const struct gemm *a)
 {
-    return launched(be, gemm_cuda(a, cuda_of(be)->stream),
+    if (a->bulk)
+        return cuda_bulk_gemm(be, a);
+    return cuda_launched(be, gemm_cuda(a, cuda_of(be)->stream),
                     (struct cuda_launch){"gemm", a->rows, a->w->n, a->w->k});
 }
 
 static int cuda_swiglu(struct backend *be, const struct gemm *a)
 {
-    return launched(be, swiglu_cuda(a, cuda_of(be)->stream),
+    if (a->bulk)
+        return cuda_bulk_swiglu(be, a);
+    return cuda_launched(be, swiglu_cuda(a, cuda_of(be)->stream),
                     (struct cuda_launch){"swiglu", a->rows, a->w->n, a->w->k});
 }
 
 static int cuda_rope_table(struct backend *be, const struct rows *rows, const float *inv_freq, int head_dim,
                            float *cos_sin)
 {
-    return launched(be, rope_table_cuda(rows, inv_freq, head_dim, cos_sin, cuda_of(be)->stream),
+    return cuda_launched(be, rope_table_cuda(rows, inv_freq, head_dim, cos_sin, cuda_of(be)->stream),
                     (struct cuda_launch){"rope_table", rows->n, head_dim, head_dim});
 }
 
 /* Product, then norm: one kernel each. */
 static int cuda_residual(struct backend *be, const struct residual *a)
 {
+    if (a->product.bulk)
+        return cuda_bulk_residual(be, a);
     TRY(cuda_gemm(be, &a->product));
     return cuda_rmsnorm(be, &a->norm);
 }
 
 static int cuda_qkv(struct backend *be, const struct qkv *a)
 {
+    if (a->product.bulk)
+        return cuda_bulk_qkv(be, a);
     TRY(cuda_gemm(be, &a->product));
-    return launched(be, rope_cuda(&a->rope, cuda_of(be)->stream),
+    return cuda_launched(be, rope_cuda(&a->rope, cuda_of(be)->stream),
                     (struct cuda_launch){"rope", a->rope.rows->n, a->rope.heads, a->rope.kv.head_dim});
 }
 
 static int cuda_quantise(struct backend *be, const struct quantise *a)
 {
-    (void)a;
+    if (a->bulk)
+        return cuda_bulk_quantise(be, a);
     FAIL(ERR_DEVICE, "cuda: FP8 activations are not computed on %s", be->device);
 }
 
 static int cuda_attention(struct backend *be, const struct attention *a)
 {
-    return launched(be, attention_cuda(a, cuda_of(be)->stream),
+    if (a->bulk)
+        return cuda_bulk_attention(be, a);
+    return cuda_launched(be, attention_cuda(a, cuda_of(be)->stream),
                     (struct cuda_launch){"attention", a->rows->n, a->heads, a->kv.head_dim});
 }
 
@@ -150,7 +161,7 @@ static int cuda_kv_move(struct backend *be, const struct kv_move *a)
         part.src += at;
         part.dst += at;
         part.n = a->n - at < MOVE_MAX ? a->n - at : MOVE_MAX;
-        TRY(launched(be, kv_move_cuda(&part, cuda_of(be)->stream),
+        TRY(cuda_launched(be, kv_move_cuda(&part, cuda_of(be)->stream),
                      (struct cuda_launch){"kv_move", part.n, a->kv.kv_heads, a->kv.head_dim}));
     }
     return 0;
@@ -158,32 +169,32 @@ static int cuda_kv_move(struct backend *be, const struct kv_move *a)
 
 static int cuda_logits(struct backend *be, const struct logits *a)
 {
-    return launched(be, logits_cuda(a, cuda_of(be)->stream),
+    return cuda_launched(be, logits_cuda(a, cuda_of(be)->stream),
                     (struct cuda_launch){"logits", a->rows, a->vocab, a->vocab});
 }
 
 static int cuda_ngram(struct backend *be, const struct ngram *a)
 {
-    return launched(be, ngram_cuda(a, cuda_of(be)->stream),
+    return cuda_launched(be, ngram_cuda(a, cuda_of(be)->stream),
                     (struct cuda_launch){"ngram", a->trees->slots, a->min, a->max});
 }
 
 static int cuda_step_plan(struct backend *be, const struct step *s, int rows)
 {
-    return launched(be, step_plan_cuda(s, rows, cuda_of(be)->stream),
+    return cuda_launched(be, step_plan_cuda(s, rows, cuda_of(be)->stream),
                     (struct cuda_launch){"step_plan", rows, s->trees.slots, s->trees.max_nodes});
 }
 
 static int cuda_step_commit(struct backend *be, const struct step_commit *a)
 {
     const struct trees *t = &a->step->trees;
-    return launched(be, step_commit_cuda(a, cuda_of(be)->stream),
+    return cuda_launched(be, step_commit_cuda(a, cuda_of(be)->stream),
                     (struct cuda_launch){"step_commit", t->slots, t->max_nodes, a->n_layers});
 }
 
 static int cuda_stamp(struct backend *be, int64_t *at)
 {
-    return launched(be, step_stamp_cuda(at, cuda_of(be)->stream), (struct cuda_launch){"stamp", 1, 1, 1});
+    return cuda_launched(be, step_stamp_cuda(at, cuda_of(be)->stream), (struct cuda_launch){"stamp", 1, 1, 1});
 }
 
 static size_t cuda_accept_bytes(const struct backend *be, int slots, int max_nodes, int vocab)
@@ -195,20 +206,20 @@ static size_t cuda_accept_bytes(const struct backend *be, int slots, int max_nod
 
 static int cuda_accept(struct backend *be, const struct accept *a)
 {
-    return launched(be, accept_cuda(a, cuda_of(be)->stream),
+    return cuda_launched(be, accept_cuda(a, cuda_of(be)->stream),
                     (struct cuda_launch){"accept", a->trees->slots, a->trees->max_nodes, a->vocab});
 }
 
 static int cuda_node_stats(struct backend *be, const struct node_stats *a)
 {
-    return launched(be, node_stats_cuda(a, cuda_of(be)->stream),
+    return cuda_launched(be, node_stats_cuda(a, cuda_of(be)->stream),
                     (struct cuda_launch){"node_stats", a->trees->slots, a->trees->max_nodes, a->vocab});
 }
 
 static int cuda_read(struct backend *be, const void *data, size_t bytes, uint64_t *sum)
 {
     _Static_assert(sizeof(unsigned long long) == sizeof *sum, "the checksum has 64 bits");
-    return launched(be, read_cuda(data, bytes, (unsigned long long *)(void *)sum, cuda_of(be)->stream),
+    return cuda_launched(be, read_cuda(data, bytes, (unsigned long long *)(void *)sum, cuda_of(be)->stream),
                     (struct cuda_launch){"read", (int)(bytes >> 20), 1 << 20, 1});
 }
 

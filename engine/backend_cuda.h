@@ -1,6 +1,6 @@
 /* backend_cuda: the inside of the CUDA backend, shared by its files: backend_cuda.c (the table and its launches),
  * backend_cuda_device.c (finding and opening a GPU), backend_cuda_memory.c (memory and copies), backend_cuda_matrix.c (weights),
- * backend_cuda_graph.c (recorded passes and time stamps). Nothing here is seen outside them. */
+ * backend_cuda_graph.c (recorded passes and time stamps), backend_cuda_bulk.c (long prefill passes). Nothing here is seen outside them. */
 #ifndef ENGINE_BACKEND_CUDA_H
 #define ENGINE_BACKEND_CUDA_H
 #include "engine/backend.h"
@@ -39,6 +39,7 @@ struct cuda {
     int next;                    /* buffer to use next */
     void *staging;               /* owned [CUDA_RING_BYTES] on the device: weights as stored, before they are packed */
     struct cuda_launch last;
+    struct gemm_lt *lt; /* owned; NULL before the first product in bulk */
     cudaEvent_t marks[BACKEND_MARKS]; /* owned, each from its first use on */
     size_t launches_before;           /* the pass that is being recorded */
 };
@@ -51,6 +52,7 @@ static inline struct cuda *cuda_of(const struct backend *be)
 /* ERR_DEVICE for a call that was refused, by what it was for; 0 when it was not. The runtime's memory of the error is cleared, so that no
  * later call reports it. */
 int cuda_check(const struct backend *be, cudaError_t rc, const char *what);
+int  cuda_launched(struct backend *be, int rc, struct cuda_launch what); /* where every operation ends, see backend_cuda.c */
 
 void cuda_describe(FILE *out);
 int  cuda_open_device(struct backend *be, int device);
@@ -74,4 +76,15 @@ void cuda_pass_forget(struct backend *be, const void *owner);
 int  cuda_mark(struct backend *be, int i);
 int  cuda_marks(struct backend *be, int n, int64_t *ns);
 void cuda_close_marks(struct cuda *c);
+
+/* The operations of the table where their argument says bulk. gemm_bytes: for one product of that matrix. */
+size_t cuda_bulk_gemm_bytes(int rows, int n, int k);
+int  cuda_bulk_gemm(struct backend *be, const struct gemm *a);
+int  cuda_bulk_swiglu(struct backend *be, const struct gemm *a);
+int  cuda_bulk_rmsnorm(struct backend *be, const struct rmsnorm *a);
+int  cuda_bulk_residual(struct backend *be, const struct residual *a);
+int  cuda_bulk_qkv(struct backend *be, const struct qkv *a);
+int  cuda_bulk_quantise(struct backend *be, const struct quantise *a);
+int  cuda_bulk_attention(struct backend *be, const struct attention *a);
+void cuda_bulk_close(struct cuda *c);
 #endif

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ROWS_MAX = 8192, REACH_MIN = 256, PATH_ROWS = 128, BULK_ROWS = 64 };
+enum { ROWS_MAX = 8192, REACH_MIN = 256, PATH_ROWS = 128 };
 
 /* The arrays of struct rows in one block of ints, [6][max_rows], then the paths. */
 enum { AT_TOKEN, AT_SLOT, AT_POS, AT_CELL, AT_BASE, AT_PATH_OFF, AT_PATH };
@@ -54,6 +54,22 @@ static int max_int(int a, int b)
     return a > b ? a : b;
 }
 
+/* What the most demanding product of a pass is lent; all layers have the same shapes. */
+static size_t gemm_bytes(const struct forward *f)
+{
+    const struct backend *be = f->model->be;
+    const struct layer *l = f->model->layers;
+    const struct matrix *const all[] = {&l->qkv, &l->o, &l->gate_up, &l->down};
+    const struct matrix *head = &f->model->head;
+    size_t most = be->ops->gemm_bytes(be, f->max_logit_rows < BULK_ROWS ? f->max_logit_rows : BULK_ROWS,
+                                      head->n, head->k);
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        const size_t bytes = be->ops->gemm_bytes(be, f->max_rows, all[i]->n, all[i]->k);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
 static int alloc_activations(struct forward *f)
 {
     struct forward_scratch *s = f->scratch;
@@ -62,7 +78,6 @@ static int alloc_activations(struct forward *f)
     const struct model_config *c = &f->model->cfg;
     const size_t rows = (size_t)f->max_rows;
     const int q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
-    const int widest = max_int(max_int(c->hidden, c->ffn), q), most = max_int(2 * c->ffn, q + 2 * kv);
     TRY(alloc_floats(be, rows, (size_t)c->hidden, &s->x));
     TRY(alloc_floats(be, rows, (size_t)q + 2 * (size_t)kv, &s->qkv));
     TRY(alloc_floats(be, rows, (size_t)c->head_dim, &s->cos_sin));
@@ -71,7 +86,7 @@ static int alloc_activations(struct forward *f)
     TRY(ops->alloc(be, ops->act_bytes(be, f->max_rows, c->ffn), &s->ffn));
     TRY(alloc_floats(be, rows, ((size_t)c->hidden + 15) / 16, &s->square));
     TRY(alloc_floats(be, rows, 1, &s->row_scale));
-    TRY(alloc_bytes(be, ops->gemm_bytes(be, f->max_rows, max_int(most, c->hidden), widest), &s->gemm));
+    TRY(alloc_bytes(be, gemm_bytes(f), &s->gemm));
     return alloc_bytes(be,
                        ops->attention_bytes(be, f->max_rows, c->heads, c->kv_heads, c->head_dim, f->kv->cap),
                        &s->attention);

@@ -21,6 +21,7 @@ enum kv_form { KV_WIDE, KV_FP8 };     /* wide: f32 on the CPU, bf16 on CUDA */
 /* Bulk: the rows of a long prefill pass, a chain of one slot whose cells are their positions. CUDA then keeps acts as bf16, row-major
  * [rows, k], with every factor (1 / rms, scales) already in them, and computes for throughput; the bits differ from those of a
  * verification pass. Operations with a field `bulk` are told; the CPU does not care. */
+enum { BULK_ROWS = 64 }; /* a bulk pass has more */
 
 /* A fast CPU kernel is one source compiled once per instruction set: inside *_cpu.c a function
  * `KERN_NAME(gemm)` becomes gemm_portable, gemm_avx2 or gemm_avx512. */
