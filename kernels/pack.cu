@@ -1,12 +1,12 @@
 /* pack: a warp makes the 16-byte words of its lanes: of a tile's rows r and r + 8 and a step of 16 inputs, four lanes
- * need the pairs {2 p, 2 p + 1} and {2 p + 8, 2 p + 9}. Each lane reads (or makes: one Philox call) four
- * neighbours of either row, and one exchange with the lane beside it gives both their pairs, so that nothing
- * is read or made twice.
- * launch   FP8 first the scales: grid ceil(16 tiles / 8), block 256, a warp an output. Then grid [tiles, ceil(words / 64)], block 256,
- *          a warp eight words
+ * need the pairs {2 p, 2 p + 1} and {2 p + 8, 2 p + 9}. Each lane reads (or makes: one Philox call) four neighbours of
+ * either row, and one exchange with the lane beside it gives both their pairs, so that nothing is read or made twice.
+ * launch   FP8 first the scales: grid ceil(16 tiles / 8), block 256, a warp an output. Then grid [tiles, ceil(words / 64)],
+ *          block 256, a warp eight words
  * moves    the rows once (FP8: twice) and the matrix once
- * roof     memory: BF16 from counters is 2 bytes written for about 12 instructions, FP8 about 45 for its byte: the
- *          division and rounding of a number, exact as on the host, weigh more than its Philox call */
+ * roof     rows: the link they come through. Counters: 30 instructions for a number in BF16, by the machine code, so that
+ *          8e9 of them take an H100's schedulers about as long as 8e9 * 2 bytes take its memory; FP8 makes every number
+ *          twice and divides it as the host does */
 #include "kernels/fp8.h"
 #include "kernels/launch.cuh"
 #include "kernels/pack.h"
@@ -68,56 +68,78 @@ static __device__ struct place place_of(const struct view *a, int tile, int row)
     return p;
 }
 
-struct four {
-    float v[4]; /* rounded to bf16 */
-};
+/* Two neighbours, the first in the lower half. */
+static __device__ uint32_t two(bf16 low, bf16 high)
+{
+    return (uint32_t)low | (uint32_t)high << 16;
+}
+
+static __device__ float low_of(uint32_t pair)
+{
+    return __uint_as_float(pair << 16);
+}
+
+static __device__ float high_of(uint32_t pair)
+{
+    return __uint_as_float(pair & 0xffff0000u);
+}
+
+/* Words of two random numbers; they are finite, for which the instruction rounds as bf16_from_f32 does. */
+static __device__ uint32_t two_synthetic(uint32_t low, uint32_t high, float scale)
+{
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;"
+        : "=r"(pair)
+        : "f"(synthetic_normal(high, scale)), "f"(synthetic_normal(low, scale)));
+    return pair;
+}
 
 /* One element. */
-template <enum dtype TYPE> static __device__ float number(const struct view *a, const struct place *p, size_t i)
+template <enum dtype TYPE>
+static __device__ bf16 number(const struct view *a, const struct place *p, size_t i)
 {
     if (TYPE == DTYPE_SYNTHETIC)
-        return bf16_to_f32(synthetic_at(&p->numbers, i));
+        return synthetic_at(&p->numbers, i);
     if (TYPE == DTYPE_F32)
-        return bf16_to_f32(bf16_from_f32(((const float *)a->rows)[i]));
+        return bf16_from_f32(((const float *)a->rows)[i]);
     const uint16_t h = ((const uint16_t *)a->rows)[i];
-    return TYPE == DTYPE_BF16 ? bf16_to_f32(h) : bf16_to_f32(bf16_from_f32(f16_to_f32(h)));
+    return TYPE == DTYPE_BF16 ? h : bf16_from_f32(f16_to_f32(h));
 }
 
 /* Four at once, where k is a multiple of four: rows then begin at whole groups. */
 template <enum dtype TYPE>
-static __device__ struct four whole(const struct view *a, const struct place *p, size_t group)
+static __device__ uint2 whole(const struct view *a, const struct place *p, size_t group)
 {
-    struct four out;
     if (TYPE == DTYPE_SYNTHETIC) {
         const struct philox4 r = synthetic_four(&p->numbers, group);
-        for (int i = 0; i < 4; i++)
-            out.v[i] = bf16_to_f32(bf16_from_f32(synthetic_normal(r.v[i], p->numbers.scale)));
-    } else if (TYPE == DTYPE_F32) {
-        const float4 f = ((const float4 *)a->rows)[group];
-        const float v[4] = {f.x, f.y, f.z, f.w};
-        for (int i = 0; i < 4; i++)
-            out.v[i] = bf16_to_f32(bf16_from_f32(v[i]));
-    } else {
-        const ushort4 h = ((const ushort4 *)a->rows)[group];
-        const uint16_t v[4] = {h.x, h.y, h.z, h.w};
-        for (int i = 0; i < 4; i++)
-            out.v[i] = TYPE == DTYPE_BF16 ? bf16_to_f32(v[i]) : bf16_to_f32(bf16_from_f32(f16_to_f32(v[i])));
+        return make_uint2(two_synthetic(r.v[0], r.v[1], p->numbers.scale),
+                          two_synthetic(r.v[2], r.v[3], p->numbers.scale));
     }
-    return out;
+    if (TYPE == DTYPE_F32) {
+        const float4 f = ((const float4 *)a->rows)[group];
+        return make_uint2(two(bf16_from_f32(f.x), bf16_from_f32(f.y)),
+                          two(bf16_from_f32(f.z), bf16_from_f32(f.w)));
+    }
+    if (TYPE == DTYPE_F16) {
+        const ushort4 h = ((const ushort4 *)a->rows)[group];
+        return make_uint2(two(bf16_from_f32(f16_to_f32(h.x)), bf16_from_f32(f16_to_f32(h.y))),
+                          two(bf16_from_f32(f16_to_f32(h.z)), bf16_from_f32(f16_to_f32(h.w))));
+    }
+    return ((const uint2 *)a->rows)[group];
 }
 
 /* Inputs 4 q .. 4 q + 3 of an output, zero past the last. */
-template <enum dtype TYPE> static __device__ struct four four_of(const struct view *a, const struct place *p, int q)
+template <enum dtype TYPE> static __device__ uint2 four(const struct view *a, const struct place *p, int q)
 {
-    struct four out = {{0, 0, 0, 0}};
+    bf16 v[4];
     if (p->output < 0 || q * 4 >= a->k)
-        return out;
+        return make_uint2(0, 0);
     if (a->k % 4 == 0)
         return whole<TYPE>(a, p, p->first / 4 + (size_t)q);
+#pragma unroll
     for (int i = 0; i < 4; i++)
-        if (q * 4 + i < a->k)
-            out.v[i] = number<TYPE>(a, p, p->first + (size_t)(q * 4 + i));
-    return out;
+        v[i] = q * 4 + i < a->k ? number<TYPE>(a, p, p->first + (size_t)(q * 4 + i)) : 0;
+    return make_uint2(two(v[0], v[1]), two(v[2], v[3]));
 }
 
 template <enum dtype TYPE> static __global__ void __launch_bounds__(THREADS) scale_kernel(const struct view a)
@@ -130,9 +152,9 @@ template <enum dtype TYPE> static __global__ void __launch_bounds__(THREADS) sca
         return;
     const struct place p = place_of(&a, a.tile + at / TILE, at % TILE);
     for (int q = lane; q * 4 < a.k; q += 32) {
-        const struct four f = four_of<TYPE>(&a, &p, q);
-        for (int i = 0; i < 4; i++)
-            most = fmaxf(most, fabsf(f.v[i]));
+        const uint2 f = four<TYPE>(&a, &p, q);
+        most = fmaxf(most, fmaxf(fabsf(low_of(f.x)), fabsf(high_of(f.x))));
+        most = fmaxf(most, fmaxf(fabsf(low_of(f.y)), fabsf(high_of(f.y))));
     }
     for (int other = 16; other > 0; other /= 2)
         most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, other));
@@ -141,21 +163,22 @@ template <enum dtype TYPE> static __global__ void __launch_bounds__(THREADS) sca
 }
 
 /* Two neighbours as the matrix keeps them. */
-static __device__ uint32_t encode(float low, float high, float scale, enum matrix_form form)
+template <enum matrix_form FORM> static __device__ uint32_t encode(uint32_t pair, float scale)
 {
-    if (form == MATRIX_FP8)
-        return (uint32_t)fp8_from_f32(low / scale) | (uint32_t)fp8_from_f32(high / scale) << 8;
-    return (uint32_t)bf16_from_f32(low) | (uint32_t)bf16_from_f32(high) << 16;
+    if (FORM == MATRIX_BF16)
+        return pair;
+    return (uint32_t)fp8_from_f32(low_of(pair) / scale) | (uint32_t)fp8_from_f32(high_of(pair) / scale) << 8;
 }
 
-/* One row's two pairs of a step: pair[0] of inputs 2 p .., pair[1] of 2 p + 8 ... A lane of even p holds the group of
- * its first pair, one of odd p that of its second; each wants half of its neighbour's. */
+/* One row's two pairs of a step: pair[0] of inputs 2 p .., pair[1] of 2 p + 8 ... A lane of even p holds the
+ * group of its first pair, one of odd p that of its second; each wants half of its neighbour's. */
 template <enum dtype TYPE, enum matrix_form FORM>
-static __device__ void pairs(const struct view *a, const struct place *row, float scale, int step, uint32_t pair[2])
+static __device__ void pairs(const struct view *a, const struct place *row, float scale, int step,
+                             uint32_t pair[2])
 {
     const int p = threadIdx.x % 4, odd = p % 2;
-    const struct four f = four_of<TYPE>(a, row, step * 4 + p / 2 + odd * 2);
-    const uint32_t low = encode(f.v[0], f.v[1], scale, FORM), high = encode(f.v[2], f.v[3], scale, FORM);
+    const uint2 f = four<TYPE>(a, row, step * 4 + p / 2 + odd * 2);
+    const uint32_t low = encode<FORM>(f.x, scale), high = encode<FORM>(f.y, scale);
     const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? low : high, 1);
     pair[0] = odd ? got : low;
     pair[1] = odd ? high : got;
