@@ -1,4 +1,5 @@
-/* none: proposes nothing, so that plain decoding is the very same loop. */
+/* none: proposes nothing, so that plain decoding is the very same loop. Trees are empty until someone fills
+ * them. */
 #include "drafts/drafts.h"
 #include <stddef.h>
 
@@ -9,21 +10,15 @@ static int none_open(void **self, const struct draft_env *env)
     return 0;
 }
 
-static int none_begin(void *self, const struct draft_text *text)
+static int none_max_nodes(const void *self)
 {
-    (void)self, (void)text;
+    (void)self;
     return 0;
 }
 
-static int none_propose(void *self, const struct draft_text *text, int n, struct tree *out)
+static int none_enqueue(void *self, const struct step *step)
 {
-    (void)self, (void)text, (void)n, (void)out;
-    return 0;
-}
-
-static int none_observe(void *self, const struct draft_seen *seen, int n)
-{
-    (void)self, (void)seen, (void)n;
+    (void)self, (void)step;
     return 0;
 }
 
@@ -38,7 +33,6 @@ const struct draft_ops draft_none = {.name = "none",
                                      .help = "plain decoding, the baseline",
                                      .options = none_options,
                                      .open = none_open,
-                                     .begin = none_begin,
-                                     .propose = none_propose,
-                                     .observe = none_observe,
+                                     .max_nodes = none_max_nodes,
+                                     .enqueue = none_enqueue,
                                      .close = none_close};

@@ -26,7 +26,7 @@ struct oracle {
     void *ctx;
     uint64_t seed;
     double accept;
-    int vocab;
+    int vocab, max_nodes;
     struct oracle_slot *slot; /* owned [slots] */
 };
 
@@ -52,6 +52,7 @@ static int oracle_open(void **self, const struct draft_env *env)
                              .seed = env->seed,
                              .accept = env->option[OPT_ACCEPT],
                              .vocab = env->vocab,
+                             .max_nodes = env->max_depth < env->max_nodes ? env->max_depth : env->max_nodes,
                              .slot = calloc((size_t)env->slots, sizeof *o->slot)};
     if (!o || !o->slot) {
         oracle_close(o);
@@ -59,6 +60,12 @@ static int oracle_open(void **self, const struct draft_env *env)
     }
     *self = o;
     return 0;
+}
+
+static int oracle_max_nodes(const void *self)
+{
+    const struct oracle *o = self;
+    return o->max_nodes;
 }
 
 static int oracle_begin(void *self, const struct draft_text *text)
@@ -111,9 +118,10 @@ static int oracle_propose(void *self, const struct draft_text *text, int n, stru
 const struct draft_ops draft_oracle = {
     .name = "oracle",
     .help = "what an earlier run emitted: the upper bound, or synthetic acceptance",
-    .needs = DRAFT_REFERENCE,
+    .needs = DRAFT_REFERENCE | DRAFT_HOST,
     .options = oracle_options,
     .open = oracle_open,
+    .max_nodes = oracle_max_nodes,
     .begin = oracle_begin,
     .propose = oracle_propose,
     .observe = oracle_observe,

@@ -1,9 +1,14 @@
-/* draft: the interface that every draft strategy implements (drafts/). One object serves all sequences of a run, so that a
- * strategy with a network of its own can batch them. Calls for one slot come in this order:
- *   begin, (propose, observe)*    and begin again for the next request in that slot
- * open allocates everything; nothing after it may allocate. */
+/* draft: the interface that every draft strategy implements (drafts/). One object serves all sequences of a run, so that a strategy with a
+ * network of its own can batch them. open allocates everything; nothing after it may allocate. There are two kinds.
+ *
+ * A device strategy enqueues operations of the backend, in every step the same ones, that read the state of decoding in backend memory and leave
+ * trees in it. The host knows of them when the step is long over, and enqueues further steps meanwhile.
+ * A host strategy (DRAFT_HOST) is told on the host what became text and says there what to propose; every step waits for it. Its calls for
+ * one slot come in this order:
+ *   begin, (propose, observe)*    and begin again for the next request in that slot */
 #ifndef SPEC_DRAFT_H
 #define SPEC_DRAFT_H
+#include "kernels/step.h"
 #include "spec/tree.h"
 #include <stdint.h>
 
@@ -12,7 +17,9 @@ struct model;
 
 enum draft_needs {
     DRAFT_HIDDEN = 1,    /* hidden states of the target for committed positions */
-    DRAFT_REFERENCE = 2  /* earlier outputs of the same requests; see draft_env.reference */
+    DRAFT_REFERENCE = 2, /* earlier outputs of the same requests; see draft_env.reference */
+    DRAFT_HOST = 4,      /* it is a host strategy */
+    DRAFT_Q = 8          /* its nodes may be drawn at random, and come with q */
 };
 
 /* An option of one strategy: `draft.<strategy>.<name>` in experiment files and --set. Numbers only. */
@@ -57,10 +64,16 @@ struct draft_ops {
     unsigned needs;
     const struct draft_option *options; /* ends with name NULL */
     int  (*open)(void **self, const struct draft_env *env); /* ERR_CONFIG for options that contradict, ERR_MEMORY; on error *self is NULL */
+    int  (*max_nodes)(const void *self);                    /* of any of its trees, at most env.max_nodes */
+    void (*close)(void *self);                              /* accepts NULL */
+    /* Device strategy; NULL for the other kind. Fill step->trees: for each live slot n and the nodes, no deeper than step_depth (kernels/step.h). The
+     * first operation writes the time to step->clock[STEP_BEGIN] where that is 0. accepted, accepted_path and bonus are those of the step before.
+     * What it enqueues must not change from call to call: it may be recorded once. */
+    int  (*enqueue)(void *self, const struct step *step);
+    /* Host strategy; NULL for the other kind. */
     int  (*begin)(void *self, const struct draft_text *text);
     /* Trees for n slots; out[i] arrives cleared, with max_nodes and max_depth already cut to what slot i can still use. */
     int  (*propose)(void *self, const struct draft_text *text, int n, struct tree *out);
     int  (*observe)(void *self, const struct draft_seen *seen, int n);
-    void (*close)(void *self);                              /* accepts NULL */
 };
 #endif

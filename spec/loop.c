@@ -1,11 +1,11 @@
-/* loop: the step, from top to bottom of this file's last function: propose, verify, accept, commit, observe,
- * record. The pass's logits are read on the host, once the backend has synchronised; see struct forward.
- * Nothing is allocated. */
+/* loop: requests come, steps go, answers leave. spec_step keeps the device busy: it enqueues further steps as
+ * long as some text is not certain to end in those under way, then takes the oldest record. A host strategy
+ * is the case of none ahead. A request joins in the order of operations, between two steps, and is waited for
+ * by nobody. Nothing is allocated. */
 #include "spec/loop.h"
 #include "engine/clock.h"
 #include "engine/err.h"
 #include "spec/loop_state.h"
-#include <assert.h>
 #include <string.h>
 
 static int min_int(int a, int b)
@@ -48,21 +48,58 @@ static int check_request(const struct spec *s, const struct spec_request *r)
     return 0;
 }
 
+static struct seq_state state_of(const struct spec *s, const struct seq *q)
+{
+    return (struct seq_state){.live = 1,
+                              .n = q->n,
+                              .n_prompt = q->n_prompt,
+                              .end = q->end,
+                              .context_end = s->limit,
+                              .request = q->request,
+                              .serial = q->serial};
+}
+
 /* All but the last token, which is the first root, in blocks that end at fixed positions. */
 static int prefill(struct spec *s, int slot, const int *tokens, int n)
 {
+    struct backend *be = loop_backend(s);
+    int64_t *clock = s->prefill_clock + 2 * (size_t)slot;
     kv_reset(&s->kv, slot);
+    TRY(be->ops->stamp(be, &clock[0]));
     for (int at = 0, len; at < n; at += len) {
         len = min_int(s->prefill_block - at % s->prefill_block, n - at);
         TRY(forward_prefill(&s->fwd, slot, tokens + at, len));
     }
-    return s->model->be->ops->sync(s->model->be);
+    return be->ops->stamp(be, &clock[1]);
 }
 
-static struct draft_text text_of(const struct spec *s, int slot)
+/* Prompt, then state: with it the slot takes part in every step enqueued from now on. */
+static int join(struct spec *s, int slot)
+{
+    struct backend *be = loop_backend(s);
+    const struct seq *q = &s->seq[slot];
+    const struct seq_state state = state_of(s, q);
+    TRY_CTX(prefill(s, slot, q->text, q->n_prompt - 1), "prefilling request %u", q->request);
+    TRY(be->ops->upload(be, s->step.text + (size_t)slot * (size_t)s->step.cap, q->text,
+                        (size_t)q->n * sizeof *q->text));
+    return be->ops->upload(be, &s->step.seq[slot], &state, sizeof state);
+}
+
+static int begin_draft(struct spec *s, int slot)
 {
     const struct seq *q = &s->seq[slot];
-    return (struct draft_text){slot, q->request, q->text, q->n, q->n_prompt};
+    const struct draft_text text = {slot, q->request, q->text, q->n, q->n_prompt};
+    if (!(s->opts.draft->needs & DRAFT_HOST))
+        return 0;
+    TRY_CTX(s->opts.draft->begin(s->draft, &text), "draft '%s', request %u", s->opts.draft->name, q->request);
+    return 0;
+}
+
+/* Serial 0 is nobody's. */
+static uint32_t next_serial(struct spec *s)
+{
+    s->serials += s->serials == UINT32_MAX ? 2 : 1;
+    return s->serials;
 }
 
 int spec_submit(struct spec *s, const struct spec_request *r)
@@ -75,179 +112,87 @@ int spec_submit(struct spec *s, const struct spec_request *r)
     struct seq *q = &s->seq[slot];
     memcpy(q->text, r->prompt, (size_t)r->n_prompt * sizeof *q->text);
     q->n = q->n_prompt = r->n_prompt;
-    q->max_tokens = r->max_tokens;
+    q->end = r->n_prompt + r->max_tokens;
     q->steps = 0;
     q->request = r->request;
+    q->serial = next_serial(s);
     q->user = r->user;
     q->finish = FINISH_NONE;
+    q->since = s->n_enqueued;
     q->submitted = start;
     stop_begin(&q->stop);
-    int64_t before = clock_ns();
-    TRY_CTX(prefill(s, slot, q->text, q->n_prompt - 1), "prefilling request %u", r->request);
-    q->ns_prefill = clock_ns() - before;
-    struct draft_text text = text_of(s, slot);
-    TRY_CTX(s->opts.draft->begin(s->draft, &text), "draft '%s', request %u", s->opts.draft->name, r->request);
+    TRY(join(s, slot));
+    TRY(begin_draft(s, slot));
     q->active = 1;
     return 0;
 }
 
-/* Which sequences take part, and trees for them: a node is worth its row only if it and the bonus after it
- * still fit the budget, the cap and the context. */
-static void gather(struct spec *s)
+static int any_goes_on(const struct spec *s)
 {
-    struct pass *p = &s->pass;
-    p->n = 0;
-    for (int slot = 0; slot < s->opts.slots; slot++) {
-        const struct seq *q = &s->seq[slot];
-        if (!q->active)
-            continue;
-        int tokens_left = min_int(q->max_tokens - (q->n - q->n_prompt), s->limit - q->n);
-        struct tree *tree = &p->tree[p->n];
-        tree_clear(tree);
-        tree->max_depth = min_int(s->opts.max_depth, tokens_left - 1);
-        tree->max_nodes = tree->max_depth > 0 ? s->opts.max_nodes : 0;
-        p->text[p->n] = text_of(s, slot);
-        p->slot[p->n++] = slot;
-    }
-}
-
-/* One row for each root and each node, sequence after sequence. */
-static void lay_rows(struct spec *s)
-{
-    struct pass *p = &s->pass;
-    p->n_rows = 0;
-    for (int i = 0; i < p->n; i++) {
-        const struct seq *q = &s->seq[p->slot[i]];
-        int root = p->first_row[i] = p->n_rows++;
-        p->rows[root] = (struct forward_row){q->text[q->n - 1], p->slot[i], -1};
-        for (int k = 0; k < p->tree[i].n; k++) {
-            const struct tree_node *node = &p->tree[i].nodes[k];
-            assert(node->token >= 0 && node->token < s->model->cfg.vocab);
-            p->rows[p->n_rows++] = (struct forward_row){node->token, p->slot[i], root + 1 + node->parent};
-        }
-    }
-}
-
-static int verify(struct spec *s)
-{
-    unsigned flags = FORWARD_LOGITS | (s->opts.trace == TRACE_FULL ? FORWARD_ENTROPY : 0);
-    TRY(forward_run(&s->fwd, s->pass.rows, s->pass.n_rows, flags));
-    return s->model->be->ops->sync(s->model->be);
-}
-
-/* Token by token, as plain decoding would: 1 when this one ends the answer. */
-static int append(const struct spec *s, struct seq *q, int token)
-{
-    q->text[q->n++] = token;
-    q->finish = stop_push(&q->stop, token);
-    if (q->finish == FINISH_NONE && q->n - q->n_prompt == q->max_tokens)
-        q->finish = FINISH_LENGTH;
-    if (q->finish == FINISH_NONE && q->n == s->limit)
-        q->finish = FINISH_CONTEXT;
-    return q->finish != FINISH_NONE;
-}
-
-/* The i-th sequence: the rule, the text up to where it ends, and the cache of all that text but its last
- * token. */
-static int accept_one(struct spec *s, int i)
-{
-    struct pass *p = &s->pass;
-    int slot = p->slot[i], row = p->first_row[i], n_new = 0;
-    struct seq *q = &s->seq[slot];
-    const struct accept_args args = {.tree = &p->tree[i],
-                                     .logits = logit_row(s, row),
-                                     .stats = s->fwd.host_stats + row,
-                                     .vocab = s->model->cfg.vocab,
-                                     .sampling = &s->opts.sampling,
-                                     .request = q->request,
-                                     .position = q->n,
-                                     .scratch = &s->scratch};
-    struct accepted *a = &p->accepted[i];
-    TRY(s->opts.rule->accept(&args, a));
-    for (int over = 0; n_new <= a->n && !over; n_new++)
-        over = append(s, q, n_new < a->n ? p->tree[i].nodes[a->path[n_new]].token : a->bonus);
-    p->keep[0] = 0;
-    for (int k = 1; k < n_new; k++)
-        p->keep[k] = 1 + a->path[k - 1];
-    TRY(kv_commit(&s->kv, slot, p->keep, n_new));
-    q->steps++;
-    p->seen[i] = (struct draft_seen){text_of(s, slot), n_new, min_int(a->n, n_new), a->path};
+    for (int slot = 0; slot < s->opts.slots; slot++)
+        if (loop_goes_on(s, &s->seq[slot]))
+            return 1;
     return 0;
 }
 
-static int finish_slot(struct seq *q, int slot, int64_t end, struct spec_finished *out)
+/* The step to wait for and, for device strategies, those behind it. */
+static int enqueue(struct spec *s)
 {
-    if (q->finish == FINISH_NONE)
-        return 0;
-    q->active = 0;
-    *out = (struct spec_finished){.slot = slot,
-                                  .user = q->user,
-                                  .reason = q->finish,
-                                  .tokens = q->text + q->n_prompt,
-                                  .n = q->n - q->n_prompt,
-                                  .steps = q->steps,
-                                  .ns_prefill = q->ns_prefill,
-                                  .ns_first = q->first_end - q->submitted,
-                                  .ns_decode = end - q->first_end};
-    return 1;
+    const int is_host = (s->opts.draft->needs & DRAFT_HOST) != 0;
+    const uint64_t most = is_host ? 1 : 1 + (uint64_t)min_int(loop_backend(s)->ahead, LOOP_RING - 2);
+    while (s->n_enqueued - s->n_drained < most && any_goes_on(s))
+        TRY(is_host ? loop_host_step(s) : loop_enqueue(s, 0, clock_ns()));
+    return 0;
 }
 
-/* Times of the pass go into every record; answers that are over leave their slots. */
-static int close_step(struct spec *s, const struct step_record *times)
+/* What observing took belongs to the draft. */
+static int observe(struct spec *s, const struct spec_step *step, const struct step_entry *e)
 {
-    int64_t end = clock_ns();
-    int n_finished = 0;
-    for (int i = 0; i < s->pass.n; i++) {
-        struct step_record *r = &s->records[i];
-        struct seq *q = &s->seq[r->slot];
-        r->ns_draft = times->ns_draft;
-        r->ns_verify = times->ns_verify;
-        r->ns_accept = times->ns_accept;
-        r->ns_total = end - times->ns_total;
-        r->ns_host = r->ns_total - r->ns_draft - r->ns_verify - r->ns_accept;
-        if (q->steps == 1)
-            q->first_end = end;
-        n_finished += finish_slot(q, r->slot, end, &s->finished[n_finished]);
+    int64_t ns = 0;
+    if (!(s->opts.draft->needs & DRAFT_HOST))
+        return 0;
+    TRY(loop_host_observe(s, step, e, &ns));
+    for (int i = 0; i < step->n_records; i++) {
+        s->records[i].ns_draft += ns;
+        s->records[i].ns_total += ns;
     }
-    return n_finished;
+    return 0;
+}
+
+/* Steps in which no sequence of now took part leave nothing to tell. */
+static int next_step(struct spec *s, struct spec_step *out)
+{
+    struct step_entry e;
+    struct spec_step step = {s->records, 0, s->finished, 0};
+    while (step.n_records == 0 && spec_active(s) > 0) {
+        TRY(enqueue(s));
+        TRY(loop_wait(s, &e));
+        TRY(loop_drain(s, &e, &step));
+        s->n_drained++;
+        TRY(observe(s, &step, &e));
+    }
+    *out = step;
+    return 0;
 }
 
 int spec_step(struct spec *s, struct spec_step *out)
 {
-    const struct draft_ops *draft = s->opts.draft;
-    struct pass *p = &s->pass;
-    int64_t start = clock_ns();
-    gather(s);
-    if (p->n == 0) {
-        *out = (struct spec_step){s->records, 0, s->finished, 0};
-        return 0;
-    }
-    int64_t at_draft = clock_ns();
-    TRY_CTX(draft->propose(s->draft, p->text, p->n, p->tree), "draft '%s', proposing", draft->name);
-    int64_t at_rows = clock_ns();
-    lay_rows(s);
-    int64_t at_verify = clock_ns();
-    TRY_CTX(verify(s), "verifying %d rows of %d sequences", p->n_rows, p->n);
-    int64_t at_accept = clock_ns();
-    for (int i = 0; i < p->n; i++)
-        TRY_CTX(accept_one(s, i), "rule '%s'", s->opts.rule->name);
-    int64_t at_observe = clock_ns();
-    TRY_CTX(draft->observe(s->draft, p->seen, p->n), "draft '%s', observing", draft->name);
-    int64_t at_record = clock_ns();
-    for (int i = 0; i < p->n; i++)
-        loop_record(s, i, &s->records[i]);
-    struct step_record times = {.ns_draft = at_rows - at_draft + at_record - at_observe,
-                                .ns_verify = at_accept - at_verify,
-                                .ns_accept = at_observe - at_accept,
-                                .ns_total = start};
-    int n_finished = close_step(s, &times);
-    *out = (struct spec_step){s->records, p->n, s->finished, n_finished};
-    return 0;
+    int rc = next_step(s, out);
+    s->failed |= rc != 0;
+    return rc;
 }
 
 void spec_abort(struct spec *s)
 {
+    struct backend *be = loop_backend(s);
+    struct step_entry e;
+    for (; s->n_drained < s->n_enqueued && !s->failed; s->n_drained++)
+        s->failed = loop_wait(s, &e) != 0;
+    s->n_drained = s->n_enqueued;
     for (int i = 0; i < s->opts.slots; i++) {
+        static const int not_live = 0;
+        if (s->seq[i].active && !s->failed)
+            s->failed = be->ops->upload(be, &s->step.seq[i].live, &not_live, sizeof not_live) != 0;
         s->seq[i].active = 0;
         kv_reset(&s->kv, i);
     }

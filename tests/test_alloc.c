@@ -59,10 +59,7 @@ static struct toy_answer plain[TOY_REQUESTS];
 
 static void setup(void)
 {
-    ck_assert_msg(toy_open(&toy, 1) == 0, "%s", err_text());
-    struct toy_draft none = toy_draft("none", NULL);
-    struct spec_opts o = toy_spec_opts(&none);
-    toy_run(&toy.model, &o, REQUESTS, NULL, plain);
+    toy_open_plain(&toy, REQUESTS, plain);
 }
 
 static void teardown(void)
@@ -130,9 +127,9 @@ static int allocating_observe(void *self, const struct draft_seen *seen, int n)
 
 START_TEST(a_draft_that_allocates_in_a_step_is_caught)
 {
-    struct draft_ops wrong = draft_none;
+    struct draft_ops wrong = draft_oracle;
     wrong.observe = allocating_observe;
-    struct toy_draft d = {.ops = &wrong};
+    struct toy_draft d = {.ops = &wrong, .option = {1}};
     struct spec_opts o = opts_of(&d, "greedy");
     struct spec *s = NULL;
     ck_assert_int_eq(spec_open(&s, &toy.model, &o), 0);

@@ -2,6 +2,7 @@
 #include "engine/err.h"
 #include "tests/expect.h"
 #include "tests/toy_loop.h"
+#include "tests/toy_step.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,10 +12,7 @@ static struct toy_answer plain[TOY_REQUESTS], answer[TOY_REQUESTS];
 
 static void setup(void)
 {
-    ck_assert_msg(toy_open(&toy, 1) == 0, "%s", err_text());
-    struct toy_draft none = toy_draft("none", NULL);
-    struct spec_opts o = toy_spec_opts(&none);
-    toy_run(&toy.model, &o, REQUESTS, NULL, plain);
+    toy_open_plain(&toy, REQUESTS, plain);
 }
 
 static void teardown(void)
@@ -72,8 +70,11 @@ START_TEST(the_table_is_complete)
     for (int i = 0; drafts_all[i]; i++) {
         const struct draft_ops *ops = drafts_all[i];
         ck_assert_ptr_eq(drafts_find(ops->name), ops);
-        ck_assert(ops->help && *ops->help && ops->options && ops->open && ops->begin && ops->propose &&
-                  ops->observe && ops->close);
+        ck_assert(ops->help && *ops->help && ops->options && ops->open && ops->max_nodes && ops->close);
+        const int on_host = (ops->needs & DRAFT_HOST) != 0;
+        ck_assert(on_host == (ops->enqueue == NULL));
+        ck_assert(on_host == (ops->begin != NULL) && on_host == (ops->propose != NULL));
+        ck_assert(on_host == (ops->observe != NULL));
         for (const struct draft_option *o = ops->options; o->name; o++) {
             ck_assert(*o->help && o->lo <= o->def && o->def <= o->hi);
             int words = 0;
@@ -140,53 +141,117 @@ static void assert_tree_valid(const struct tree *t)
     }
 }
 
+enum { SLOTS = 3, CAP = 50, DEPTH = 4, NODES = 6 };
+
+/* Short prompts with the plain answers behind them. */
+static void fill_texts(int tokens[SLOTS][CAP], struct draft_text text[SLOTS])
+{
+    for (int s = 0; s < SLOTS; s++) {
+        for (int t = 0; t < CAP; t++)
+            tokens[s][t] = t < 4 ? 7 + s * t : plain[s].tokens[t - 4];
+        text[s] = (struct draft_text){s, (uint32_t)s, tokens[s], 4, 4};
+    }
+}
+
+static void assert_same_tree(const struct tree *a, const struct tree *b)
+{
+    EXPECT(a->n == b->n);
+    EXPECT(memcmp(a->nodes, b->nodes, (size_t)a->n * sizeof *a->nodes) == 0);
+}
+
+static void check_on_host(const struct draft_ops *ops, void *self)
+{
+    int tokens[SLOTS][CAP];
+    struct draft_text text[SLOTS];
+    struct tree batch[SLOTS], alone;
+    fill_texts(tokens, text);
+    ck_assert_int_eq(tree_init(&alone, NODES, DEPTH), 0);
+    for (int s = 0; s < SLOTS; s++) {
+        ck_assert_int_eq(tree_init(&batch[s], NODES, DEPTH), 0);
+        ck_assert_int_eq(ops->begin(self, &text[s]), 0);
+    }
+    while (text[0].n < CAP) {
+        struct draft_seen seen[SLOTS];
+        for (int s = 0; s < SLOTS; s++) {
+            tree_clear(&batch[s]);
+            batch[s].max_nodes = (text[0].n + s) % (NODES + 1);
+            batch[s].max_depth = batch[s].max_nodes ? 1 + (text[0].n + s) % DEPTH : 0;
+        }
+        ck_assert_int_eq(ops->propose(self, text, SLOTS, batch), 0);
+        for (int s = SLOTS - 1; s >= 0; s--) {
+            assert_tree_valid(&batch[s]);
+            EXPECT(batch[s].n <= ops->max_nodes(self));
+            tree_clear(&alone);
+            alone.max_nodes = batch[s].max_nodes;
+            alone.max_depth = batch[s].max_depth;
+            ck_assert_int_eq(ops->propose(self, &text[s], 1, &alone), 0);
+            assert_same_tree(&alone, &batch[s]);
+        }
+        for (int s = 0; s < SLOTS; s++) {
+            text[s].n++;
+            seen[s] = (struct draft_seen){text[s], 1, 0, NULL};
+        }
+        ck_assert_int_eq(ops->observe(self, seen, SLOTS), 0);
+    }
+    for (int s = 0; s < SLOTS; s++)
+        tree_deinit(&batch[s]);
+    tree_deinit(&alone);
+}
+
+/* The same of a device strategy: a slot is alone when the others are not live. */
+static void check_on_device(const struct draft_ops *ops, void *self)
+{
+    int tokens[SLOTS][CAP];
+    struct draft_text text[SLOTS];
+    struct tree batch[SLOTS], alone;
+    struct toy_step t;
+    fill_texts(tokens, text);
+    toy_step_open(&t, &toy.be, &(struct trees){.slots = SLOTS, .max_nodes = NODES, .max_depth = DEPTH}, CAP);
+    ck_assert_int_eq(tree_init(&alone, NODES, DEPTH), 0);
+    for (int s = 0; s < SLOTS; s++)
+        ck_assert_int_eq(tree_init(&batch[s], NODES, DEPTH), 0);
+    for (int n = 4; n < CAP; n++)
+        for (int who = -1; who < SLOTS; who++) {
+            for (int s = 0; s < SLOTS; s++) {
+                const int end = n + 1 + (n + s) % (DEPTH + 3);
+                toy_step_text(&t, s, tokens[s], n, 4, end < CAP ? end : CAP);
+                t.host.seq[s].live = who < 0 || who == s;
+                batch[s].max_depth = step_depth(&t.host.seq[s], DEPTH);
+            }
+            toy_step_send(&t);
+            ck_assert_int_eq(ops->enqueue(self, &t.on), 0);
+            toy_step_fetch(&t);
+            for (int s = 0; s < SLOTS; s++) {
+                toy_step_tree(&t, s, who < 0 ? &batch[s] : &alone);
+                EXPECT(t.host.trees.n[s] <= ops->max_nodes(self));
+                if (who < 0)
+                    assert_tree_valid(&batch[s]);
+                else if (who == s)
+                    assert_same_tree(&alone, &batch[s]);
+                else
+                    EXPECT(t.host.trees.n[s] == 0);
+            }
+        }
+    for (int s = 0; s < SLOTS; s++)
+        tree_deinit(&batch[s]);
+    tree_deinit(&alone);
+    toy_step_close(&t);
+}
+
 START_TEST(trees_keep_their_bounds_and_slots_are_independent)
 {
     for (int i = 0; drafts_all[i]; i++)
         for (int k = 0; k < n_variants(drafts_all[i]); k++) {
             struct toy_draft d = variant(drafts_all[i], k);
-            if (!opens(&d))
-                continue;
             struct draft_env env = env_of(&d);
             void *self = NULL;
+            if (!opens(&d))
+                continue;
             ck_assert_int_eq(d.ops->open(&self, &env), 0);
-            int tokens[3][50];
-            struct draft_text text[3];
-            struct tree batch[3], alone;
-            ck_assert_int_eq(tree_init(&alone, 6, 4), 0);
-            for (int s = 0; s < 3; s++) { /* short prompts with the plain answers behind them */
-                for (int t = 0; t < 50; t++)
-                    tokens[s][t] = t < 4 ? 7 + s * t : plain[s].tokens[t - 4];
-                text[s] = (struct draft_text){s, (uint32_t)s, tokens[s], 4, 4};
-                ck_assert_int_eq(tree_init(&batch[s], 6, 4), 0);
-                ck_assert_int_eq(d.ops->begin(self, &text[s]), 0);
-            }
-            while (text[0].n < 50) {
-                for (int s = 0; s < 3; s++) {
-                    tree_clear(&batch[s]);
-                    batch[s].max_nodes = (text[0].n + s) % 7;
-                    batch[s].max_depth = batch[s].max_nodes ? 1 + (text[0].n + s) % 4 : 0;
-                }
-                ck_assert_int_eq(d.ops->propose(self, text, 3, batch), 0);
-                for (int s = 2; s >= 0; s--) {
-                    assert_tree_valid(&batch[s]);
-                    tree_clear(&alone);
-                    alone.max_nodes = batch[s].max_nodes;
-                    alone.max_depth = batch[s].max_depth;
-                    ck_assert_int_eq(d.ops->propose(self, &text[s], 1, &alone), 0);
-                    EXPECT(alone.n == batch[s].n);
-                    EXPECT(memcmp(alone.nodes, batch[s].nodes, (size_t)alone.n * sizeof *alone.nodes) == 0);
-                }
-                struct draft_seen seen[3];
-                for (int s = 0; s < 3; s++) {
-                    text[s].n++;
-                    seen[s] = (struct draft_seen){text[s], 1, 0, NULL};
-                }
-                ck_assert_int_eq(d.ops->observe(self, seen, 3), 0);
-            }
-            for (int s = 0; s < 3; s++)
-                tree_deinit(&batch[s]);
-            tree_deinit(&alone);
+            if (d.ops->needs & DRAFT_HOST)
+                check_on_host(d.ops, self);
+            else
+                check_on_device(d.ops, self);
             d.ops->close(self);
         }
 }
@@ -212,7 +277,8 @@ END_TEST
 START_TEST(needs_are_those_that_the_loop_can_give)
 {
     for (int i = 0; drafts_all[i]; i++)
-        ck_assert((drafts_all[i]->needs & ~(unsigned)(DRAFT_HIDDEN | DRAFT_REFERENCE)) == 0);
+        ck_assert(
+            (drafts_all[i]->needs & ~(unsigned)(DRAFT_HIDDEN | DRAFT_REFERENCE | DRAFT_HOST | DRAFT_Q)) == 0);
 }
 END_TEST
 

@@ -14,10 +14,7 @@ static struct toy_answer plain[TOY_REQUESTS], answer[TOY_REQUESTS];
 
 static void setup(void)
 {
-    ck_assert_msg(toy_open(&toy, 1) == 0, "%s", err_text());
-    struct toy_draft none = toy_draft("none", NULL);
-    struct spec_opts o = toy_spec_opts(&none);
-    toy_run(&toy.model, &o, REQUESTS, NULL, plain);
+    toy_open_plain(&toy, REQUESTS, plain);
 }
 
 static void teardown(void)

@@ -280,7 +280,7 @@ static double share_of_threshold(const struct joint *j)
     return chi / (k * pow(1 - h + 4.753 * sqrt(h), 3));
 }
 
-static double sample_joint(const struct toy_draft *draft, const struct accept_rule *rule, struct joint *j)
+static double sample_joint(const struct toy_draft *draft, const struct backend_ops *ops, struct joint *j)
 {
     struct toy toy;
     struct spec *s = NULL;
@@ -288,7 +288,8 @@ static double sample_joint(const struct toy_draft *draft, const struct accept_ru
     memset(j, 0, sizeof *j);
     EXPECT_MSG(toy_open(&toy, 1) == 0, "%s", err_text());
     exact_joint(&toy.model, j);
-    o.rule = rule;
+    toy.be.ops = ops;
+    o.rule = accept_rule_find("rejection");
     o.sampling =
         (struct sampling){.temperature = 1, .top_k = KEEP, .top_p = 1, .seed = 77, .relaxed_top_k = 1};
     o.slots = SLOTS;
@@ -316,7 +317,7 @@ START_TEST(rejection_gives_the_models_exact_joint_distribution)
     static struct joint j;
     const struct toy_draft draft[] = {toy_draft("none", NULL), toy_draft("oracle", NULL),
                                       toy_draft("ngram", "min=1", "max=1", "branches=3", NULL)};
-    double share = sample_joint(&draft[_i], accept_rule_find("rejection"), &j);
+    double share = sample_joint(&draft[_i], &backend_cpu, &j);
     EXPECT_MSG(share < 1, "draft %s: chi-square is %.2f of its threshold", draft[_i].ops->name, share);
     if (_i == 1)
         ck_assert_int_gt(j.n_accepted, SAMPLES / 10);
@@ -325,26 +326,33 @@ END_TEST
 
 /* The planted wrong rule of test_accept.c, at the size of a model: the bonus after a rejection is drawn from
  * p. */
-static int accept_without_residual(const struct accept_args *a, struct accepted *out)
+static int accept_without_residual(struct backend *be, const struct accept *a)
 {
-    int rc = accept_rule_find("rejection")->accept(a, out);
-    int last = out->n ? out->path[out->n - 1] : TREE_ROOT;
-    struct sample_filter f = {a->sampling->temperature, a->sampling->top_k, a->sampling->top_p,
-                              a->sampling->min_p};
-    struct sample_key key = {a->sampling->seed, a->request, (uint32_t)(a->position + out->n)};
-    struct sample_dist *d = &a->scratch->dist;
-    sample_dist_from_logits(d, a->logits + (size_t)(1 + last) * (size_t)a->vocab, a->vocab,
-                            a->stats[1 + last].max, &f);
-    out->bonus = d->id[sample_categorical(d->prob, d->n, &key, PHILOX_SYNTHETIC, 0)];
+    static int id[TOY_VOCAB];
+    static float prob[TOY_VOCAB], work[TOY_VOCAB];
+    const struct sample_filter f = {a->sampling.temperature, a->sampling.top_k, a->sampling.top_p,
+                                    a->sampling.min_p};
+    const int rc = backend_cpu.accept(be, a);
+    for (int slot = 0; slot < a->trees->slots; slot++) {
+        const int n = a->accepted[slot];
+        if (a->first_row[slot] < 0)
+            continue;
+        const int row = a->first_row[slot] + (n ? 1 + a->path[slot * a->trees->max_depth + n - 1] : 0);
+        const struct sample_key key = {a->sampling.seed, a->seq[slot].request,
+                                       (uint32_t)(a->seq[slot].n + n)};
+        struct sample_dist d = {.id = id, .prob = prob, .work = work};
+        sample_dist_from_logits(&d, a->logits + (size_t)row * TOY_VOCAB, TOY_VOCAB, a->stats[row].max, &f);
+        a->bonus[slot] = id[sample_categorical(prob, d.n, &key, PHILOX_SYNTHETIC, 0)];
+    }
     return rc;
 }
 
 START_TEST(a_rule_without_residual_is_caught_on_the_model_too)
 {
     static struct joint j;
-    const struct accept_rule wrong = {"wrong", "skips the residual", 0, accept_without_residual,
-                                      ACCEPT_REJECTION};
+    struct backend_ops wrong = backend_cpu;
     const struct toy_draft oracle = toy_draft("oracle", NULL);
+    wrong.accept = accept_without_residual;
     ck_assert_double_gt(sample_joint(&oracle, &wrong, &j), 1);
 }
 END_TEST

@@ -1,7 +1,7 @@
 /* The n-gram draft against searches that read the whole text, over random texts of few different tokens. */
 #include "drafts/drafts.h"
 #include "engine/err.h"
-#include "kernels/philox.h"
+#include "kernels/ngram.h"
 #include "tests/expect.h"
 #include <stdlib.h>
 #include <string.h>
@@ -12,14 +12,37 @@ struct options {
     int min, max, recent, prompt_only, branches;
 };
 
-static void *open_ngram(const struct options *o, int slots)
+/* A tree of the operation, for a text that may grow by max_depth + 1 tokens. */
+static void propose(const struct options *o, const int *tokens, int n, int n_prompt, struct tree *out)
 {
-    const double value[] = {o->min, o->max, o->recent, o->prompt_only, o->branches};
-    struct draft_env env = {
-        .slots = slots, .cap = CAP, .vocab = 10, .max_depth = DEPTH, .max_nodes = NODES, .option = value};
-    void *self = NULL;
-    ck_assert_int_eq(draft_ngram.open(&self, &env), 0);
-    return self;
+    static int token[NODES], parent[NODES], depth[NODES], q_row[NODES];
+    static float log_q[NODES];
+    int count = -1;
+    int64_t begin = 0;
+    const struct seq_state seq = {.live = 1,
+                                  .n = n,
+                                  .n_prompt = n_prompt,
+                                  .end = n + out->max_depth + 1,
+                                  .context_end = n + out->max_depth + 1};
+    const struct trees trees = {1,      out->max_nodes, out->max_depth, &count, token,
+                                parent, depth,          log_q,          q_row,  NULL};
+    ngram_ref(&(struct ngram){.seq = &seq,
+                              .text = tokens,
+                              .cap = CAP,
+                              .trees = &trees,
+                              .min = o->min,
+                              .max = o->max,
+                              .branches = o->branches,
+                              .match = o->recent ? NGRAM_RECENT : NGRAM_FIRST,
+                              .scope = o->prompt_only ? NGRAM_PROMPT : NGRAM_ALL,
+                              .begin = &begin});
+    EXPECT(count >= 0 && count <= out->max_nodes);
+    for (out->n = 0; out->n < count; out->n++) {
+        const int k = out->n;
+        EXPECT(q_row[k] == -1);
+        out->nodes[k] =
+            (struct tree_node){.token = token[k], .parent = parent[k], .depth = depth[k], .log_q = log_q[k]};
+    }
 }
 
 static int random_below(uint32_t text, uint32_t i, uint32_t use, int n)
@@ -73,29 +96,24 @@ static void assert_same_tree(const struct tree *a, const struct tree *b)
 
 /* Grow a text in random steps and compare with the search after each; returns how many nodes were proposed.
  */
-static int grow_and_compare(void *self, int slot, const struct options *o, uint32_t id, int alphabet)
+static int grow_and_compare(const struct options *o, uint32_t id, int alphabet)
 {
     int tokens[CAP], proposed = 0;
     random_text(tokens, CAP, id, alphabet);
-    struct draft_text text = {slot, id, tokens, 0, 0};
-    text.n = text.n_prompt = 1 + random_below(id, 0, 101, CAP / 2);
+    const int n_prompt = 1 + random_below(id, 0, 101, CAP / 2);
     struct tree found, expected;
     EXPECT(tree_init(&found, NODES, DEPTH) == 0);
     EXPECT(tree_init(&expected, NODES, DEPTH) == 0);
-    EXPECT(draft_ngram.begin(self, &text) == 0);
-    for (uint32_t step = 0; text.n < CAP; step++) {
-        tree_clear(&found);
+    int n = n_prompt;
+    for (uint32_t step = 0; n < CAP; step++) {
         tree_clear(&expected);
         found.max_depth = expected.max_depth = 1 + random_below(id, step, 102, DEPTH);
         found.max_nodes = expected.max_nodes = random_below(id, step, 103, NODES + 1);
-        EXPECT(draft_ngram.propose(self, &text, 1, &found) == 0);
-        search(o, tokens, text.n, text.n_prompt, &expected);
+        propose(o, tokens, n, n_prompt, &found);
+        search(o, tokens, n, n_prompt, &expected);
         assert_same_tree(&found, &expected);
         proposed += found.n;
-        int more = 1 + random_below(id, step, 104, 4);
-        text.n = text.n + more < CAP ? text.n + more : CAP;
-        struct draft_seen seen = {text, more, more - 1, NULL};
-        EXPECT(draft_ngram.observe(self, &seen, 1) == 0);
+        n += 1 + random_below(id, step, 104, 4);
     }
     tree_deinit(&found);
     tree_deinit(&expected);
@@ -110,42 +128,11 @@ START_TEST(every_option_gives_what_a_full_search_gives)
         for (int max = min; max <= 4; max++)
             for (int flags = 0; flags < 4; flags++)
                 for (int branches = 1; branches <= 4; branches++) {
-                    struct options o = {min, max, flags & 1, flags >> 1, branches};
-                    void *self = open_ngram(&o, 2);
+                    const struct options o = {min, max, flags & 1, flags >> 1, branches};
                     for (int alphabet = 1; alphabet <= 5; alphabet++, id++)
-                        proposed += grow_and_compare(self, (int)(id % 2), &o, id, alphabet);
-                    draft_ngram.close(self);
+                        proposed += grow_and_compare(&o, id, alphabet);
                 }
     ck_assert_int_gt(proposed, 10000);
-}
-END_TEST
-
-START_TEST(a_grown_index_equals_one_built_at_once)
-{
-    struct options o = {1, 3, 0, 0, 3};
-    void *grown = open_ngram(&o, 1);
-    int tokens[CAP];
-    random_text(tokens, CAP, 7, 3);
-    struct draft_text text = {0, 7, tokens, 5, 5};
-    struct tree a, b;
-    ck_assert_int_eq(tree_init(&a, NODES, DEPTH), 0);
-    ck_assert_int_eq(tree_init(&b, NODES, DEPTH), 0);
-    ck_assert_int_eq(draft_ngram.begin(grown, &text), 0);
-    for (text.n = 6; text.n < CAP; text.n++) {
-        struct draft_seen seen = {text, 1, 0, NULL};
-        ck_assert_int_eq(draft_ngram.observe(grown, &seen, 1), 0);
-        void *built = open_ngram(&o, 1);
-        ck_assert_int_eq(draft_ngram.begin(built, &text), 0);
-        tree_clear(&a);
-        tree_clear(&b);
-        ck_assert_int_eq(draft_ngram.propose(grown, &text, 1, &a), 0);
-        ck_assert_int_eq(draft_ngram.propose(built, &text, 1, &b), 0);
-        assert_same_tree(&a, &b);
-        draft_ngram.close(built);
-    }
-    draft_ngram.close(grown);
-    tree_deinit(&a);
-    tree_deinit(&b);
 }
 END_TEST
 
@@ -206,18 +193,13 @@ START_TEST(first_match_is_that_of_transformers_and_vllm)
         int tokens[CAP], expected[DEPTH], max = 1 + random_below(id, 0, 105, 4);
         int min = 1 + random_below(id, 0, 106, max), n = 1 + random_below(id, 0, 107, CAP);
         random_text(tokens, n, id + 500, 2 + (int)id % 4);
-        struct draft_text text = {0, id, tokens, n, n};
         for (int vllm = 0; vllm < 2; vllm++) {
-            struct options o = {vllm ? min : 1, max, 0, 0, 1};
-            void *self = open_ngram(&o, 1);
-            EXPECT(draft_ngram.begin(self, &text) == 0);
-            tree_clear(&t);
-            EXPECT(draft_ngram.propose(self, &text, 1, &t) == 0);
+            const struct options o = {vllm ? min : 1, max, 0, 0, 1};
+            propose(&o, tokens, n, n, &t);
             int count = vllm ? longest_suffix(tokens, n, min, max, DEPTH, expected)
                              : prompt_lookup(tokens, n, max, DEPTH, expected);
             assert_chain(&t, expected, count);
             nonempty += count > 0;
-            draft_ngram.close(self);
         }
     }
     ck_assert_int_gt(nonempty, 4000);
@@ -227,14 +209,11 @@ END_TEST
 
 START_TEST(branches_share_prefixes_and_keep_the_order_of_matches)
 {
-    struct options o = {1, 2, 0, 0, 3};
-    void *self = open_ngram(&o, 1);
-    int tokens[] = {1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 6, 7, 1, 2};
-    struct draft_text text = {0, 0, tokens, 14, 14};
+    const struct options o = {1, 2, 0, 0, 3};
+    const int tokens[] = {1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 6, 7, 1, 2};
     struct tree t;
     ck_assert_int_eq(tree_init(&t, NODES, 2), 0);
-    ck_assert_int_eq(draft_ngram.begin(self, &text), 0);
-    ck_assert_int_eq(draft_ngram.propose(self, &text, 1, &t), 0);
+    propose(&o, tokens, 14, 14, &t);
     const int token[] = {3, 4, 5, 6, 7}, parent[] = {-1, 0, 0, -1, 3};
     ck_assert_int_eq(t.n, 5);
     for (int i = 0; i < t.n; i++) {
@@ -242,27 +221,34 @@ START_TEST(branches_share_prefixes_and_keep_the_order_of_matches)
         ck_assert_int_eq(t.nodes[i].parent, parent[i]);
     }
     tree_deinit(&t);
-    draft_ngram.close(self);
 }
 END_TEST
 
-START_TEST(a_slot_forgets_the_text_before)
+START_TEST(nothing_is_proposed_where_nothing_fits_or_lives)
 {
-    struct options o = {1, 3, 0, 0, 1};
-    void *self = open_ngram(&o, 1);
-    int old[] = {1, 2, 3, 1, 2}, new[] = {1, 2};
-    struct draft_text a = {0, 0, old, 5, 5}, b = {0, 1, new, 2, 2};
-    struct tree t;
-    ck_assert_int_eq(tree_init(&t, NODES, DEPTH), 0);
-    ck_assert_int_eq(draft_ngram.begin(self, &a), 0);
-    ck_assert_int_eq(draft_ngram.propose(self, &a, 1, &t), 0);
-    ck_assert_int_eq(t.n, 3);
-    tree_clear(&t);
-    ck_assert_int_eq(draft_ngram.begin(self, &b), 0);
-    ck_assert_int_eq(draft_ngram.propose(self, &b, 1, &t), 0);
-    ck_assert_int_eq(t.n, 0);
-    tree_deinit(&t);
-    draft_ngram.close(self);
+    const int tokens[] = {1, 2, 3, 1, 2};
+    int n[3] = {-1, -1, -1}, token[3 * NODES], parent[3 * NODES], depth[3 * NODES], q_row[3 * NODES];
+    float log_q[3 * NODES];
+    int64_t begin = 0;
+    struct seq_state seq[3]; /* one token left; two; enough, but not live */
+    int text[3][5];
+    for (int s = 0; s < 3; s++) {
+        memcpy(text[s], tokens, sizeof tokens);
+        seq[s] = (struct seq_state){.live = s < 2, .n = 5, .n_prompt = 5, .end = 6 + s, .context_end = 9};
+    }
+    const struct trees trees = {3, NODES, DEPTH, n, token, parent, depth, log_q, q_row, NULL};
+    ngram_ref(&(struct ngram){.seq = seq,
+                              .text = text[0],
+                              .cap = 5,
+                              .trees = &trees,
+                              .min = 1,
+                              .max = 3,
+                              .branches = 1,
+                              .begin = &begin});
+    ck_assert_int_eq(n[0], 0);
+    ck_assert_int_eq(n[1], 1);
+    ck_assert_int_eq(token[NODES], 3);
+    ck_assert_int_eq(n[2], 0);
 }
 END_TEST
 
@@ -282,10 +268,9 @@ int main(void)
     Suite *s = suite_create("ngram");
     TCase *c = tcase_create("ngram");
     tcase_add_test(c, every_option_gives_what_a_full_search_gives);
-    tcase_add_test(c, a_grown_index_equals_one_built_at_once);
     tcase_add_test(c, first_match_is_that_of_transformers_and_vllm);
     tcase_add_test(c, branches_share_prefixes_and_keep_the_order_of_matches);
-    tcase_add_test(c, a_slot_forgets_the_text_before);
+    tcase_add_test(c, nothing_is_proposed_where_nothing_fits_or_lives);
     tcase_add_test(c, min_above_max_is_an_error_that_says_so);
     suite_add_tcase(s, c);
     SRunner *r = srunner_create(s);

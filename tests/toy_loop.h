@@ -27,6 +27,9 @@ struct spec_opts toy_spec_opts(const struct toy_draft *draft);
 enum { TOY_PROMPT = 40 };
 int  toy_prompt(int i, int tokens[TOY_PROMPT]);
 
+/* The toy model on one thread, and greedy plain decoding's answers to requests 0..n-1. */
+void toy_open_plain(struct toy *t, int n, struct toy_answer *plain);
+
 /* Run requests 0..n-1 (toy prompts, max_tokens[i], or TOY_ANSWER / 2 when NULL), keeping every slot busy. Checks that
  * records and answers fit together; fails the test on any error. */
 void toy_run(struct model *m, const struct spec_opts *o, int n, const int *max_tokens, struct toy_answer *out);

@@ -1,0 +1,106 @@
+/* loop_step: one step as a list of operations, the same for the same envelope of rows, reach of positions and
+ * trace: what the backend may record once. The envelope has room for the largest tree of every sequence that
+ * may still be going; rows that nobody needs are dead. A backend that computes when called knows how many
+ * rows are alive, and computes no others. */
+#include "engine/clock.h"
+#include "engine/err.h"
+#include "spec/loop_state.h"
+#include <sched.h>
+
+enum { EXACT_ROWS = 8, POLL_EVERY = 4096 };
+
+static int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+/* Few different ones, so that few are recorded; up to eight rows cost what one costs anyway. */
+static int envelope(const struct spec *s, int rows)
+{
+    const int more = (rows + EXACT_ROWS - 1) / EXACT_ROWS * EXACT_ROWS;
+    return rows <= EXACT_ROWS ? rows : min_int(more, s->step.max_rows);
+}
+
+/* Every position of the step is below it: a text grows by a whole path and the bonus in each step under way,
+ * but never past its end. */
+static int end_of_positions(const struct spec *s)
+{
+    const int depth = s->opts.max_depth;
+    int most = 1;
+    for (int slot = 0; slot < s->opts.slots; slot++) {
+        const struct seq *q = &s->seq[slot];
+        if (!loop_goes_on(s, q))
+            continue;
+        const int64_t grown = q->n + (int64_t)loop_in_flight(s, q) * (1 + depth) + depth;
+        const int end = min_int(q->end, s->limit);
+        if ((grown < end ? (int)grown : end) > most)
+            most = grown < end ? (int)grown : end;
+    }
+    return most;
+}
+
+static int rows_of_all(const struct spec *s)
+{
+    int n = 0;
+    for (int slot = 0; slot < s->opts.slots; slot++)
+        n += loop_goes_on(s, &s->seq[slot]);
+    return n * (1 + s->nodes);
+}
+
+static int forward_step(struct spec *s, int rows, int reach, unsigned flags)
+{
+    const struct rows live = step_rows(&s->step, loop_backend(s)->host_reads ? s->step.count[0] : rows);
+    return live.n > 0 ? forward_enqueue(&s->fwd, &live, reach, flags) : 0;
+}
+
+static int enqueue_operations(struct spec *s, int rows, int reach, unsigned flags)
+{
+    struct backend *be = loop_backend(s);
+    if (!(s->opts.draft->needs & DRAFT_HOST))
+        TRY_CTX(s->opts.draft->enqueue(s->draft, &s->step), "draft '%s'", s->opts.draft->name);
+    TRY(be->ops->step_plan(be, &s->step, rows));
+    TRY(forward_step(s, rows, reach, flags));
+    TRY(be->ops->stamp(be, &s->step.clock[STEP_ACCEPT]));
+    TRY(be->ops->accept(be, &s->accept));
+    TRY(be->ops->node_stats(be, &s->stats));
+    return be->ops->step_commit(be, &s->commit);
+}
+
+int loop_enqueue(struct spec *s, int rows, int64_t started)
+{
+    struct backend *be = loop_backend(s);
+    const int most = envelope(s, rows ? rows : rows_of_all(s)),
+              reach = forward_reach(&s->fwd, end_of_positions(s));
+    const unsigned flags = FORWARD_LOGITS | (s->opts.trace == TRACE_FULL ? FORWARD_ENTROPY : 0);
+    int recorded = 0;
+    s->enqueued[s->n_enqueued % LOOP_RING] = (struct enqueued){started, clock_ns()};
+    TRY(be->ops->pass_begin(be, (struct pass_key){s, most, reach, flags}, &recorded));
+    if (!recorded)
+        TRY_CTX(be->ops->pass_end(be, enqueue_operations(s, most, reach, flags)),
+                "a step of %d rows at positions below %d", most, reach);
+    s->n_enqueued++;
+    return 0;
+}
+
+static uint64_t sequence_of(const struct step_entry *e)
+{
+    return __atomic_load_n(&e->head->sequence, __ATOMIC_ACQUIRE);
+}
+
+/* The record comes by itself; now and then the backend is asked whether something went wrong instead. */
+int loop_wait(struct spec *s, struct step_entry *e)
+{
+    struct backend *be = loop_backend(s);
+    const uint64_t wanted = s->n_drained + 1;
+    *e = step_entry_at(s->ring, &s->step.trees, (size_t)(s->n_drained % LOOP_RING));
+    for (int polls = 1; sequence_of(e) != wanted; polls++) {
+        int idle = 0;
+        if (polls % POLL_EVERY == 0)
+            TRY(be->ops->poll(be, &idle));
+        if (idle && sequence_of(e) != wanted)
+            FAIL(ERR_DEVICE, "step %llu: %s has done all its work and left no record of it",
+                 (unsigned long long)wanted, be->device);
+        sched_yield();
+    }
+    return 0;
+}

@@ -1,0 +1,29 @@
+/* toy_step: a struct step of any size on a backend, with a copy for the host: tests fill the copy, send it, run operations and look at what
+ * came back. */
+#ifndef TESTS_TOY_STEP_H
+#define TESTS_TOY_STEP_H
+#include "engine/backend.h"
+#include "spec/tree.h"
+
+enum { TOY_RING = 2, TOY_STOPS = 3 };
+
+struct toy_step {
+    struct backend *be;
+    struct step on;          /* what operations get: backend memory */
+    struct step host;        /* the same arrays in the host's copy */
+    void *block, *copy;      /* owned: backend memory and its copy */
+    size_t bytes;
+    uint64_t *counter, *host_counter;
+    int *stop, *host_stop;   /* [TOY_STOPS] */
+    void *ring;              /* owned: host memory of the backend [TOY_RING] entries */
+};
+
+void toy_step_open(struct toy_step *t, struct backend *be, const struct trees *sizes, int cap);
+void toy_step_close(struct toy_step *t);
+void toy_step_send(struct toy_step *t);  /* the copy to the backend */
+void toy_step_fetch(struct toy_step *t); /* and back; waits */
+/* A slot's text and state: live, of `n` tokens, that may grow to `end`. */
+void toy_step_text(struct toy_step *t, int slot, const int *tokens, int n, int n_prompt, int end);
+/* What the copy says of a slot's tree. */
+void toy_step_tree(const struct toy_step *t, int slot, struct tree *out);
+#endif
