@@ -367,6 +367,57 @@ START_TEST(speculative_output_is_plain_output)
 }
 END_TEST
 
+enum { AFTER = 20 };
+
+/* text[0, n) prefilled in three pieces, then the AFTER tokens behind them with logits. */
+static void prefill_and_score(struct rig *r, int slot, int first, int n)
+{
+    struct forward_row rows[AFTER] = {{.token = 0}};
+    int text[TEXT];
+    for (int i = 0; i < n; i++)
+        text[i] = token_at(first + i);
+    for (int i = 0; i < AFTER; i++)
+        rows[i] = (struct forward_row){.token = token_at(n + i), .slot = slot, .parent = i - 1};
+    kv_reset(&r->kv, slot);
+    ok(forward_prefill(&r->fw, slot, text, n / 9));
+    ok(forward_prefill(&r->fw, slot, text + n / 9, n / 3));
+    ok(forward_prefill(&r->fw, slot, text + n / 9 + n / 3, n - n / 9 - n / 3));
+    ok(forward_run(&r->fw, rows, AFTER, FORWARD_LOGITS));
+    ok(kv_commit(&r->kv, slot, NULL, 0));
+}
+
+/* In bulk a layer rounds three numbers more to bf16 (g, u and q): sqrt(11 / 8) < 1.2 of the bound. */
+static void compare_long_prefill(struct rig *cuda, struct rig *cpu, int n)
+{
+    char what[64];
+    float first[AFTER * TOY_VOCAB];
+    snprintf(what, sizeof what, "prefill of %d, at most %d rows a pass", n, cuda->fw.max_rows);
+    prefill_and_score(cpu, 0, 0, n);
+    prefill_and_score(cuda, 0, 0, n);
+    ck_assert_double_le(worst_share(cuda, cpu->fw.host_logits, AFTER, what), 1.2);
+    memcpy(first, cuda->fw.host_logits, sizeof first);
+    prefill_and_score(cuda, 2, 0, n);
+    ck_assert_msg(memcmp(first, cuda->fw.host_logits, sizeof first) == 0, "%s: other bits in another slot",
+                  what);
+    prefill_and_score(cuda, 0, 1, n);
+    ck_assert_double_gt(worst_share(cuda, cpu->fw.host_logits, AFTER, "prefill of another text"), 1.2);
+}
+
+START_TEST(a_long_prefill_is_near_the_cpu_and_the_same_every_time)
+{
+    static const int rows[] = {128, 640}, lengths[] = {100, 150, 256, 385, TEXT - AFTER};
+    struct rig cpu, cuda;
+    rig_open(&cpu, "cpu", NULL, ROWS);
+    for (int i = 0; i < 2; i++) {
+        rig_open(&cuda, "cuda", NULL, rows[i]);
+        for (size_t j = 0; j < sizeof lengths / sizeof *lengths; j++)
+            compare_long_prefill(&cuda, &cpu, lengths[j]);
+        rig_close(&cuda);
+    }
+    rig_close(&cpu);
+}
+END_TEST
+
 START_TEST(too_much_memory_is_refused_with_the_settings_that_fit)
 {
     struct kv kv = {.be = NULL};
@@ -399,6 +450,7 @@ int main(int argc, char **argv)
     tcase_add_test(toy, slots_in_one_pass_do_not_see_each_other);
     tcase_add_test(toy, the_toy_model_is_near_the_cpu);
     tcase_add_loop_test(toy, speculative_output_is_plain_output, 0, 2);
+    tcase_add_test(toy, a_long_prefill_is_near_the_cpu_and_the_same_every_time);
     tcase_add_test(toy, too_much_memory_is_refused_with_the_settings_that_fit);
     tcase_add_loop_test(golden, tiny_models_are_near_transformers, 0, N_TINY);
     tcase_add_test(golden, smollm2_says_what_transformers_says);
