@@ -1,9 +1,8 @@
-/* config: defaults, then entries of the file, then --set, all through the table. A cell of a sweep is a copy
- * with a few values set by the very same route, so that a swept value is checked like any other. */
+/* config: defaults, then entries of the file, then --set, all through the table. */
 #include "experiments/config.h"
-#include "drafts/drafts.h"
 #include "engine/err.h"
 #include "engine/utf8.h"
+#include "experiments/config_cells.h"
 #include "experiments/config_option.h"
 #include "experiments/config_yaml.h"
 #include "experiments/file.h"
@@ -11,40 +10,13 @@
 #include <string.h>
 
 enum { FILE_MAX = 1 << 20, WHERE_MAX = 512 };
-static const char sweep_prefix[] = "sweep.";
-enum { SWEEP_PREFIX = sizeof sweep_prefix - 1 };
-
-/* "sweep.draft.strategy" */
-static int is_sweep(const char *key)
-{
-    return !strncmp(key, sweep_prefix, SWEEP_PREFIX);
-}
-
-/* Drops the sweep of a key; the ones after it move up. */
-static void sweep_remove(struct config *c, const char *key)
-{
-    int i = 0;
-    while (i < c->sweep.n && strcmp(c->sweep.key[i], key) != 0)
-        i++;
-    if (i == c->sweep.n)
-        return;
-    free(c->sweep.key[i]);
-    config_list_free(&c->sweep.values[i]);
-    for (c->sweep.n--; i < c->sweep.n; i++) {
-        c->sweep.key[i] = c->sweep.key[i + 1];
-        c->sweep.values[i] = c->sweep.values[i + 1];
-    }
-}
 
 void config_deinit(struct config *c)
 {
     struct config_option o;
     for (int i = 0; config_option_at(i, &o); i++)
         config_option_free(c, &o);
-    for (int i = 0; i < c->sweep.n; i++) {
-        free(c->sweep.key[i]);
-        config_list_free(&c->sweep.values[i]);
-    }
+    config_cells_free(c);
     *c = (struct config){0};
 }
 
@@ -60,23 +32,16 @@ static int set_defaults(struct config *c)
     return 0;
 }
 
-static int fail_unknown(const char *key, const char *section, const char *where)
-{
-    char hint[160];
-    config_suggest(key, hint, sizeof hint);
-    FAIL(ERR_CONFIG, "%s: unknown key '%s'%s%s", where, key, section, hint);
-}
-
 /* A key that is not an option: a section is fine as a mapping, anything else is a mistake. */
 static int check_section(const struct config_entry *e, const char *where)
 {
     int empty = e->kind == CONFIG_ENTRY_TEXT && !e->items[0][0];
     if (strcmp(e->key, "sweep") != 0 && !config_is_section(e->key))
-        return fail_unknown(e->key, "", where);
+        return config_fail_unknown(e->key, "", where);
     if (e->kind == CONFIG_ENTRY_MAP || empty)
         return 0;
     FAIL(ERR_CONFIG, "%s: %s: expected a mapping of keys to values, found %s", where, e->key,
-         e->kind == CONFIG_ENTRY_LIST ? "a list" : "a single value");
+         e->kind == CONFIG_ENTRY_TEXT ? "a single value" : "a list");
 }
 
 static int fail_map(const struct config_option *o, const char *where)
@@ -86,61 +51,19 @@ static int fail_map(const struct config_option *o, const char *where)
     FAIL(ERR_CONFIG, "%s: %s: expected %s, found a mapping", where, o->key, expected);
 }
 
-/* Every value must be one that the option takes; a scratch configuration takes them. */
-static int check_values(const struct config_option *o, const struct config_entry *e, const char *where)
-{
-    int rc = 0;
-    struct config scratch = {0};
-    for (int i = 0; i < e->n && !rc; i++) {
-        rc = config_option_set(&scratch, o, &e->items[i], 1, where);
-        for (int j = 0; j < i && !rc; j++)
-            if (!strcmp(e->items[i], e->items[j]))
-                rc = ERR_SET(ERR_CONFIG, "%s: sweep of %s: expected each value once, found '%s' twice", where,
-                             o->key, e->items[i]);
-    }
-    config_option_free(&scratch, o);
-    return rc;
-}
-
-/* sweep.KEY: values. */
-static int apply_sweep(struct config *c, const struct config_entry *e, const char *where)
-{
-    const char *key = e->key + SWEEP_PREFIX;
-    struct config_option o;
-    struct config_list values;
-    if (!config_option_find(key, &o)) {
-        if (config_is_section(key) && e->kind == CONFIG_ENTRY_MAP)
-            return 0;
-        return fail_unknown(key, " in sweep", where);
-    }
-    if (e->kind == CONFIG_ENTRY_MAP)
-        FAIL(ERR_CONFIG, "%s: sweep of %s: expected a list of values, found a mapping", where, key);
-    TRY(check_values(&o, e, where));
-    TRY(config_list_copy(&values, e->items, e->n));
-    sweep_remove(c, key);
-    if (values.n == 0)
-        return 0;
-    char *owned = c->sweep.n < CONFIG_MAX_SWEEP ? strdup(key) : NULL;
-    if (!owned) {
-        config_list_free(&values);
-        if (c->sweep.n == CONFIG_MAX_SWEEP)
-            FAIL(ERR_CONFIG, "%s: expected a sweep of at most %d keys, found more", where, CONFIG_MAX_SWEEP);
-        FAIL(ERR_MEMORY, "%s: out of memory", where);
-    }
-    c->sweep.key[c->sweep.n] = owned;
-    c->sweep.values[c->sweep.n++] = values;
-    return 0;
-}
-
 static int apply_entry(struct config *c, const struct config_entry *e, const char *where)
 {
     struct config_option o;
-    if (is_sweep(e->key))
-        return apply_sweep(c, e, where);
+    if (config_is_sweep(e->key))
+        return config_sweep_apply(c, e, where);
+    if (config_is_arms(e->key))
+        return config_arms_apply(c, e, where);
     if (!config_option_find(e->key, &o))
         return check_section(e, where);
     if (e->kind == CONFIG_ENTRY_MAP)
         return fail_map(&o, where);
+    if (e->kind == CONFIG_ENTRY_MAPS)
+        FAIL(ERR_CONFIG, "%s: '%s': expected a list of single values, found a mapping in it", where, e->key);
     int none = o.type == CONFIG_LIST && e->kind == CONFIG_ENTRY_TEXT && !e->items[0][0];
     return config_option_set(c, &o, e->items, none ? 0 : e->n, where);
 }
@@ -178,7 +101,7 @@ static int apply_yaml(struct config *c, const char *yaml, size_t n, const char *
         const struct config_entry *e = &entries.at[i];
         char where[WHERE_MAX];
         snprintf(where, sizeof where, "%s:%d", what, e->line);
-        if (is_sweep(e->key) && e->kind != CONFIG_ENTRY_MAP && e->n == 0)
+        if (config_is_sweep(e->key) && e->kind == CONFIG_ENTRY_LIST && e->n == 0)
             rc = ERR_SET(ERR_CONFIG, "%s: %s: expected at least one value, found an empty list", where,
                          e->key);
         else
@@ -188,21 +111,34 @@ static int apply_yaml(struct config *c, const char *yaml, size_t n, const char *
     return rc;
 }
 
-/* 1 when the option, or a sweep, takes lists; its --set value is then read as YAML if it looks like a list.
+/* 1 when the option takes lists, as sweep and arms do; its --set value is then read as YAML if it looks like
+ * one.
  */
 static int takes_list(const char *key)
 {
     struct config_option o;
-    return is_sweep(key) || (config_option_find(key, &o) && o.type == CONFIG_LIST);
+    return config_is_sweep(key) || config_is_arms(key) ||
+           (config_option_find(key, &o) && o.type == CONFIG_LIST);
 }
 
-/* One "key=value". A value that is set replaces a sweep of the key: the later word wins. */
+/* A value that is set replaces a sweep of the key: the later word wins. What an arm sets is that arm's
+ * meaning, and stays. */
+static int settle_cells(struct config *c, const char *key, const char *where)
+{
+    if (config_arms_set(c, key))
+        FAIL(ERR_CONFIG, "%s: the arms set %s themselves; replace or drop them first: --set arms=[]", where,
+             key);
+    config_sweep_remove(c, key);
+    return 0;
+}
+
+/* One "key=value". */
 static int apply_set(struct config *c, const char *set)
 {
-    int rc;
+    int rc = 0;
     const char *eq = strchr(set, '=');
     char where[WHERE_MAX];
-    struct config_entries entries = {0};
+    struct config_entries list = {0};
     snprintf(where, sizeof where, "--set '%.200s'", set);
     if (!eq || eq == set)
         FAIL(ERR_CONFIG, "%s: expected key=value, such as draft.max_depth=3", where);
@@ -215,36 +151,24 @@ static int apply_set(struct config *c, const char *set)
         goto out;
     }
     struct config_entry single = {.key = key, .items = &value, .n = 1, .kind = CONFIG_ENTRY_TEXT};
-    const struct config_entry *e = &single;
+    struct config_entries entries = {&single, 1};
     if (takes_list(key) && value[strspn(value, " ")] == '[') {
-        rc = config_yaml_list(&entries, key, value, where);
+        rc = config_yaml_list(&list, key, value, where);
         if (rc)
             goto out;
-        e = &entries.at[0];
+        entries = list;
     }
     if (!strcmp(key, "sweep") || config_is_section(key))
         rc = ERR_SET(ERR_CONFIG, "%s: expected the key of an option, found the section '%s'", where, key);
-    else
-        rc = apply_entry(c, e, where);
-    if (!rc && !is_sweep(key))
-        sweep_remove(c, key);
+    for (int i = 0; i < entries.n && !rc; i++)
+        rc = apply_entry(c, &entries.at[i], where);
+    if (!rc && !config_is_sweep(key))
+        rc = settle_cells(c, key, where);
 out:
-    config_entries_deinit(&entries);
+    config_entries_deinit(&list);
     free(key);
     free(value);
     return rc;
-}
-
-static int check_cells(const struct config *c, const char *what)
-{
-    long cells = 1;
-    for (int i = 0; i < c->sweep.n; i++) {
-        cells *= c->sweep.values[i].n;
-        if (cells > CONFIG_MAX_CELLS)
-            FAIL(ERR_CONFIG, "%s: sweep: expected at most %d combinations, found at least %ld", what,
-                 CONFIG_MAX_CELLS, cells);
-    }
-    return 0;
 }
 
 int config_parse(struct config *c, const char *yaml, size_t n, const char *what, const char *const *sets,
@@ -257,7 +181,7 @@ int config_parse(struct config *c, const char *yaml, size_t n, const char *what,
     for (int i = 0; i < n_sets && !rc; i++)
         rc = apply_set(&built, sets[i]);
     if (!rc)
-        rc = check_cells(&built, what);
+        rc = config_cells_check(&built, what);
     if (rc)
         config_deinit(&built);
     else
@@ -277,93 +201,6 @@ int config_load(struct config *c, const char *path, const char *const *sets, int
     rc = config_parse(c, yaml, n, path, sets, n_sets);
     free(yaml);
     return rc;
-}
-
-int config_cells(const struct config *c)
-{
-    int cells = 1;
-    for (int i = 0; i < c->sweep.n; i++)
-        cells *= c->sweep.values[i].n;
-    return cells;
-}
-
-/* What one option alone cannot know. */
-static int check_whole(const struct config *c)
-{
-    const struct draft_ops *draft = drafts_find(c->draft.strategy);
-    int greedy = !strcmp(c->sampling.rule, "greedy"), relaxed = !strcmp(c->sampling.rule, "relaxed");
-    if (!c->model.path[0])
-        FAIL(ERR_CONFIG,
-             "model.path: expected the directory of a model, found nothing; `specbed list models` "
-             "shows those below ./models");
-    if ((greedy || relaxed) && c->sampling.temperature > 0)
-        FAIL(ERR_CONFIG,
-             "sampling.temperature: rule %s takes the most probable token and reads no temperature; expected "
-             "0, "
-             "found %g; set it to 0, or sampling.rule to coupled or rejection",
-             c->sampling.rule, c->sampling.temperature);
-    if (draft && (draft->needs & DRAFT_REFERENCE) && !c->draft.reference[0])
-        FAIL(ERR_CONFIG,
-             "draft.reference: strategy %s replays earlier outputs: expected the result file of a run over "
-             "the same "
-             "prompts, found nothing",
-             c->draft.strategy);
-    return 0;
-}
-
-/* Everything but the sweep. */
-static int copy_options(struct config *to, const struct config *from)
-{
-    struct config_option o;
-    *to = (struct config){0};
-    for (int i = 0; config_option_at(i, &o); i++)
-        TRY(config_option_copy(to, from, &o));
-    return 0;
-}
-
-/* The swept values of cell i into out, and their names into label. */
-static int apply_cell(const struct config *c, int i, struct config *out, FILE *label)
-{
-    int rest = config_cells(c);
-    for (int k = 0; k < c->sweep.n; k++) {
-        struct config_option o;
-        const struct config_list *values = &c->sweep.values[k];
-        rest /= values->n;
-        char *value = values->items[i / rest % values->n];
-        if (!config_option_find(c->sweep.key[k], &o))
-            FAIL(ERR_CONFIG, "sweep: unknown key '%s'", c->sweep.key[k]);
-        TRY(config_option_set(out, &o, &value, 1, "sweep"));
-        fprintf(label, "%s%s", k ? ", " : "", value);
-    }
-    if (c->sweep.n == 0)
-        fputs(c->draft.strategy, label);
-    return 0;
-}
-
-int config_cell(const struct config *c, int i, struct config *out, char **label)
-{
-    struct config cell = {0};
-    char *text = NULL;
-    size_t n;
-    FILE *f = open_memstream(&text, &n);
-    int rc = f ? copy_options(&cell, c) : ERR_SET(ERR_MEMORY, "out of memory for cell %d of the sweep", i);
-    if (!rc)
-        rc = apply_cell(c, i, &cell, f);
-    if (f && fclose(f) && !rc)
-        rc = ERR_SET(ERR_MEMORY, "out of memory for cell %d of the sweep", i);
-    if (!rc) {
-        rc = check_whole(&cell);
-        if (rc && c->sweep.n)
-            err_context("cell '%s' of the sweep", text);
-    }
-    if (rc) {
-        config_deinit(&cell);
-        free(text);
-        return rc;
-    }
-    *out = cell;
-    *label = text;
-    return 0;
 }
 
 /* "model" of "model.path"; how many bytes. */
@@ -391,12 +228,7 @@ char *config_dump(const struct config *c)
         fputc('\n', f);
         memcpy(last, o.key, sizeof last);
     }
-    fputs(c->sweep.n ? "sweep:\n" : "", f);
-    for (int i = 0; i < c->sweep.n; i++) {
-        fprintf(f, "  %s: ", c->sweep.key[i]);
-        config_print_list(&c->sweep.values[i], f);
-        fputc('\n', f);
-    }
+    config_cells_print(c, f);
     if (fclose(f)) {
         free(text);
         return NULL;

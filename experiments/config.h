@@ -6,18 +6,35 @@
 #include "spec/loop.h"
 #include <stdio.h>
 
-enum { CONFIG_MAX_STRATEGIES = 16, CONFIG_MAX_DRAFT_OPTIONS = 16, CONFIG_MAX_SWEEP = 16, CONFIG_MAX_CELLS = 4096 };
+enum {
+    CONFIG_MAX_STRATEGIES = 16,
+    CONFIG_MAX_DRAFT_OPTIONS = 16,
+    CONFIG_MAX_SWEEP = 16,
+    CONFIG_MAX_CELLS = 4096,
+    CONFIG_MAX_ARMS = 64
+};
 
 struct config_list {
     char **items; /* owned [n], owned strings */
     int n;
 };
 
+/* One cell of an explicit list: what it sets on top of the rest of the file. */
+struct config_arm {
+    int n;
+    char *key[CONFIG_MAX_SWEEP], *value[CONFIG_MAX_SWEEP]; /* owned; as text, checked like any value */
+};
+
 /* Every string is owned and never NULL ("" when unset). Ranges and meanings: the table in config.c. */
 struct config {
     char *name;
-    struct { char *path; int max_context; } model;
-    struct { char *kind, *isa; int threads, graph; } device;
+    struct {
+        char *path, *synthetic; /* a directory; "" or the name of a shape that gets random weights */
+        char *weights, *activations, *kv; /* "bf16" (as stored; the CPU computes in f32) or "fp8" */
+        long synthetic_seed;
+        int max_context;
+    } model;
+    struct { char *kind, *isa; int index, threads, graph; } device;
     struct {
         char *strategy, *reference;
         int max_depth, max_nodes;
@@ -31,6 +48,7 @@ struct config {
     } sampling;
     struct {
         struct config_list dataset, category, stop; /* files; only these categories when n > 0; stop strings */
+        char *mode, *answers;                       /* "generate" or "score"; score: the result file with what is scored */
         char *template, *system;                    /* chat template name; system message, "" for the template's default */
         int limit, max_tokens, concurrency, repeats, warmup, ignore_eos; /* limit 0: all prompts */
     } workload;
@@ -40,6 +58,10 @@ struct config {
         char *key[CONFIG_MAX_SWEEP];
         struct config_list values[CONFIG_MAX_SWEEP]; /* as text, checked like any value */
     } sweep;
+    struct {
+        int n;
+        struct config_arm *at; /* owned [n] */
+    } arms; /* instead of a sweep */
 };
 
 /* Defaults, then the file, then `sets` ("key=value", later wins; a list as [a, b]; sweep.KEY=[a, b] too). Paths stay as written: relative to the
@@ -48,10 +70,11 @@ int  config_load(struct config *c, const char *path, const char *const *sets, in
 int  config_parse(struct config *c, const char *yaml, size_t n, const char *what, const char *const *sets, int n_sets);
 void config_deinit(struct config *c); /* a zeroed struct is fine */
 
-/* Cells of the sweep: the cartesian product, last key fastest; 1 without a sweep. */
+/* Cells of the sweep: the cartesian product, last key fastest; or the arms; 1 without either. */
 int  config_cells(const struct config *c);
-/* Cell i as a configuration of its own, without a sweep; label (malloc'ed, the caller's) says what differs: "ngram, 5"
- * from the values of the swept keys, or the strategy when nothing is swept. Checks that the cell makes sense as a whole. */
+/* Cell i as a configuration of its own, without sweep and arms; label (malloc'ed, the caller's) says what differs: "ngram, 5"
+ * from the values of the swept keys, "weights fp8, kv fp8" from an arm, or the strategy when nothing is swept (score: what the model's
+ * numbers are). Checks that the cell makes sense as a whole. */
 int  config_cell(const struct config *c, int i, struct config *out, char **label);
 /* As YAML that config_parse reads back to the same configuration, malloc'ed. */
 char *config_dump(const struct config *c);

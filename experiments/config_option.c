@@ -13,6 +13,13 @@ static void *member(const struct config *c, const struct config_option *o)
     return (char *)c + o->offset;
 }
 
+int config_fail_unknown(const char *key, const char *place, const char *where)
+{
+    char hint[160];
+    config_suggest(key, hint, sizeof hint);
+    FAIL(ERR_CONFIG, "%s: unknown key '%s'%s%s", where, key, place, hint);
+}
+
 int config_list_copy(struct config_list *to, char *const *items, int n)
 {
     struct config_list l = {.items = n ? calloc((size_t)n, sizeof *l.items) : NULL};

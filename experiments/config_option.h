@@ -13,6 +13,9 @@ void config_option_print(const struct config *c, const struct config_option *o, 
 void config_print_text(const char *text, FILE *out);
 void config_print_list(const struct config_list *l, FILE *out);
 
+/* ERR_CONFIG: no such key; `place` says where it is unknown (" in sweep", ""), with the nearest known one. */
+int  config_fail_unknown(const char *key, const char *place, const char *where);
+
 /* Lists of owned strings. */
 int  config_list_copy(struct config_list *to, char *const *items, int n);
 void config_list_free(struct config_list *l);

@@ -41,6 +41,18 @@ static const char *level_choice(int i)
     return words[i];
 }
 
+static const char *number_choice(int i)
+{
+    static const char *const words[] = {"bf16", "fp8", NULL};
+    return words[i];
+}
+
+static const char *mode_choice(int i)
+{
+    static const char *const words[] = {"generate", "score", NULL};
+    return words[i];
+}
+
 #define AT(member) .offset = offsetof(struct config, member)
 #define INT(key_, member, def_, lo_, hi_, help_)                                                             \
     {                                                                                                        \
@@ -71,9 +83,17 @@ static const struct config_option table[] = {
     TEXT("name", name, "experiment", "names the experiment in tables and messages"),
 
     TEXT("model.path", model.path, "", "directory with config.json, tokenizer.json and safetensors"),
+    TEXT("model.synthetic", model.synthetic, "", "random weights of a published shape (llama-3.1-8b, ...) instead of model.path's"),
+    {.key = "model.synthetic_seed", .type = CONFIG_INT, .store = CONFIG_AS_LONG, AT(model.synthetic_seed), .def = "1", .lo = 0,
+     .hi = (double)LONG_MAX, .help = "of the random weights"},
+    CHOICE("model.weights", model.weights, "bf16", number_choice, "bf16: as stored; fp8: E4M3 with a scale per output row, made at load"),
+    CHOICE("model.activations", model.activations, "bf16", number_choice,
+           "fp8: rounded to E4M3 with a scale per token before each product; needs model.weights fp8"),
+    CHOICE("model.kv", model.kv, "bf16", number_choice, "cells of the key/value cache; bf16 is f32 on the CPU"),
     INT("model.max_context", model.max_context, "0", 0, 1 << 20, "most tokens of one text; 0: what the workload needs"),
 
     CHOICE("device.kind", device.kind, "cpu", device_choice, "what computes"),
+    INT("device.index", device.index, "0", 0, 1023, "which GPU, from 0; the CPU ignores it"),
     CHOICE("device.isa", device.isa, "auto", isa_choice, "instruction set of the CPU kernels; auto: the widest"),
     INT("device.threads", device.threads, "0", 0, 1024, "CPU threads; 0: one a core"),
     {.key = "device.graph", .type = CONFIG_BOOL, .store = CONFIG_AS_INT, AT(device.graph), .def = "true",
@@ -90,6 +110,9 @@ static const struct config_option table[] = {
     INT("sampling.relaxed_top_k", sampling.relaxed_top_k, "10", 1, 1024, "rule relaxed: accept among so many top tokens"),
     REAL("sampling.relaxed_delta", sampling.relaxed_delta, "0.6", 0, 1, "rule relaxed: and at most this far below the top probability"),
 
+    CHOICE("workload.mode", workload.mode, "generate", mode_choice,
+           "score: judge given answers token by token, one at a time, with nothing generated or drafted"),
+    TEXT("workload.answers", workload.answers, "", "mode score: result file whose answers to the same prompts are scored"),
     LIST("workload.dataset", workload.dataset, "JSON Lines files of prompts"),
     LIST("workload.category", workload.category, "only prompts of these categories; []: all"),
     CHOICE("workload.template", workload.template, "auto", template_choice, "chat template; auto: the checkpoint's own"),
@@ -258,7 +281,8 @@ void config_help(FILE *out)
             fprintf(out, "; default %s", o.def);
         fputc('\n', out);
     }
-    fprintf(
-        out,
-        "sweep.KEY\n    values of any of the keys above; one experiment for each combination\n    a list\n");
+    fputs("sweep.KEY\n    values of any of the keys above; one experiment for each combination\n    a list\n"
+          "arms\n    instead of a sweep: one experiment for each item, which sets some of the keys above\n"
+          "    a list of mappings, such as [{model.weights: bf16}, {model.weights: fp8, model.kv: fp8}]\n",
+          out);
 }

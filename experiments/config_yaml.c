@@ -1,4 +1,5 @@
-/* config_yaml: a walk over libyaml's events. Mappings recurse, to a bounded depth; nothing else does. */
+/* config_yaml: a walk over libyaml's events. Mappings recurse, through lists too, to a bounded depth; nothing
+ * else does. */
 #include "experiments/config_yaml.h"
 #include "engine/err.h"
 #include <stdlib.h>
@@ -133,28 +134,58 @@ static int add_item(struct reader *r, struct config_entry *e, const yaml_event_t
     return 0;
 }
 
-/* The items after a sequence's start, up to and with its end. */
-static int read_list(struct reader *r, struct config_entry *e)
+static int fail_item(const struct reader *r, const yaml_event_t *event, const char *key)
 {
-    int rc = 0, done = 0;
-    e->kind = CONFIG_ENTRY_LIST;
-    while (!rc && !done) {
-        yaml_event_t event;
-        TRY(next_event(r, &event));
-        rc = check_plain(r, &event);
-        if (!rc && event.type == YAML_SCALAR_EVENT)
-            rc = add_item(r, e, &event);
-        else if (!rc && event.type == YAML_SEQUENCE_END_EVENT)
-            done = 1;
-        else if (!rc)
-            rc = ERR_SET(ERR_CONFIG, "%s:%d: '%s': expected a list of single values, found %s in it", r->what,
-                         line_of(event.start_mark), e->key, event_name(&event));
-        yaml_event_delete(&event);
-    }
-    return rc;
+    FAIL(ERR_CONFIG, "%s:%d: '%s': expected a list of single values, found %s in it", r->what,
+         line_of(event->start_mark), key, event_name(event));
 }
 
 static int read_map(struct reader *r, const char *prefix, int depth);
+
+/* A mapping in a list: an entry, and those of its members. */
+static int read_item_map(struct reader *r, const char *list, int number, int line, int depth)
+{
+    char index[16], *path = NULL;
+    struct config_entry *e;
+    snprintf(index, sizeof index, "%d", number);
+    TRY(add_entry(r, list, index, line, &e));
+    e->kind = CONFIG_ENTRY_MAP;
+    path = strdup(e->key);
+    if (!path)
+        FAIL(ERR_MEMORY, "%s: out of memory", r->what);
+    int rc = read_map(r, path, depth + 1);
+    free(path);
+    return rc;
+}
+
+/* The items after a sequence's start, up to and with its end: all texts, or all mappings. `at` numbers the
+ * list's entry, because entries move. */
+static int read_list(struct reader *r, int at, int depth)
+{
+    char *key = strdup(r->entries.at[at].key);
+    int rc = key ? 0 : ERR_SET(ERR_MEMORY, "%s: out of memory", r->what);
+    r->entries.at[at].kind = CONFIG_ENTRY_LIST;
+    for (int done = 0, maps = 0; !rc && !done;) {
+        yaml_event_t event;
+        rc = next_event(r, &event);
+        if (rc)
+            break;
+        struct config_entry *e = &r->entries.at[at];
+        rc = check_plain(r, &event);
+        if (!rc && event.type == YAML_SEQUENCE_END_EVENT)
+            done = 1;
+        else if (!rc && event.type == YAML_SCALAR_EVENT && maps == 0)
+            rc = add_item(r, e, &event);
+        else if (!rc && event.type == YAML_MAPPING_START_EVENT && e->n == 0) {
+            e->kind = CONFIG_ENTRY_MAPS;
+            rc = read_item_map(r, key, maps++, line_of(event.start_mark), depth);
+        } else if (!rc)
+            rc = fail_item(r, &event, key);
+        yaml_event_delete(&event);
+    }
+    free(key);
+    return rc;
+}
 
 /* The value of a key. The key text is copied first: entries move when the list grows. */
 static int read_value(struct reader *r, const char *prefix, const char *key, int line, int depth)
@@ -174,7 +205,7 @@ static int read_value(struct reader *r, const char *prefix, const char *key, int
         e->kind = CONFIG_ENTRY_TEXT;
         rc = add_item(r, e, &event);
     } else if (event.type == YAML_SEQUENCE_START_EVENT) {
-        rc = read_list(r, e);
+        rc = read_list(r, r->entries.n - 1, depth);
     } else {
         e->kind = CONFIG_ENTRY_MAP;
         path = strdup(e->key);
@@ -264,7 +295,7 @@ static int read_document(struct reader *r, const char *list_key)
         return 0;
     if (list_key && type == YAML_SEQUENCE_START_EVENT) {
         TRY(add_entry(r, "", list_key, line, &e));
-        TRY(read_list(r, e));
+        TRY(read_list(r, r->entries.n - 1, 1));
     } else if (!list_key && type == YAML_MAPPING_START_EVENT) {
         TRY(read_map(r, "", 1));
     } else if (list_key || !empty) {

@@ -1,6 +1,6 @@
 /* config_yaml: an experiment file as a flat list. {draft: {ngram: {min: 1}}} and {draft.ngram.min: 1} are the same to everything
  * that comes after; every entry knows its line. Of YAML only what an experiment needs: mappings, plain and quoted
- * text, lists of text. Anchors, aliases, tags, several documents and nesting beyond CONFIG_YAML_DEPTH are refused. */
+ * text, lists of text; a list of mappings, {arms: [{a: 1}]}, has entries arms, arms.0, arms.0.a. Anchors, aliases, tags, several documents and nesting beyond CONFIG_YAML_DEPTH are refused. */
 #ifndef EXPERIMENTS_CONFIG_YAML_H
 #define EXPERIMENTS_CONFIG_YAML_H
 #include <stddef.h>
@@ -11,7 +11,8 @@ enum { CONFIG_YAML_DEPTH = 8, CONFIG_YAML_MAX = 4096, CONFIG_YAML_KEY_MAX = 256 
 enum config_entry_kind {
     CONFIG_ENTRY_TEXT, /* one item; "" for `key:` */
     CONFIG_ENTRY_LIST, /* n items */
-    CONFIG_ENTRY_MAP   /* the mapping itself, no items; its members are entries of their own and follow */
+    CONFIG_ENTRY_MAP,  /* the mapping itself, no items; its members are entries of their own and follow */
+    CONFIG_ENTRY_MAPS  /* a list of mappings, no items: each is an entry of its own, a mapping, and follows */
 };
 struct config_entry {
     char *key;    /* owned, dotted */

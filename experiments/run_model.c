@@ -4,6 +4,7 @@
 #include "engine/clock.h"
 #include "engine/err.h"
 #include "engine/log.h"
+#include "experiments/config_whole.h"
 #include "experiments/git_commit.h" /* made by the build: SPECBED_GIT_COMMIT */
 #include "experiments/record_file.h"
 #include "experiments/record_meta.h"
@@ -15,16 +16,28 @@
 #include <sys/utsname.h>
 #include <yaml.h>
 
+static int load_weights(struct run_model *m, const struct config *cfg)
+{
+    const struct model_opts numbers = config_numbers(cfg);
+    struct model_config shape;
+    if (!cfg->model.synthetic[0])
+        return model_load(&m->model, &m->be, cfg->model.path, &numbers);
+    TRY(model_config_named(&shape, cfg->model.synthetic));
+    return model_synthetic(&m->model, &m->be, &shape, (uint64_t)cfg->model.synthetic_seed, &numbers);
+}
+
 static int open_parts(struct run_model *m, const struct config *cfg)
 {
-    struct backend_opts device = {
-        .threads = cfg->device.threads, .isa = cfg->device.isa, .eager = !cfg->device.graph};
+    struct backend_opts device = {.threads = cfg->device.threads,
+                                  .isa = cfg->device.isa,
+                                  .device = cfg->device.index,
+                                  .eager = !cfg->device.graph};
     int64_t start = clock_ns();
     TRY(tokenizer_open(&m->tokenizer, cfg->model.path));
     TRY(chat_open(&m->chat, cfg->model.path, cfg->workload.template, m->tokenizer));
     TRY(backend_open(&m->be, cfg->device.kind, &device));
     log_info("device: %s", m->be.device);
-    TRY(model_load(&m->model, &m->be, cfg->model.path, NULL));
+    TRY(load_weights(m, cfg));
     log_info("model: ready after %.2f s, %.1f MiB on the device, weights %016llx, template %s",
              1e-9 * (double)(clock_ns() - start), (double)m->be.allocated / (1 << 20),
              (unsigned long long)m->model.fingerprint, chat_name(m->chat.kind));
@@ -35,12 +48,28 @@ static int open_parts(struct run_model *m, const struct config *cfg)
     return 0;
 }
 
-int run_model_open(struct run_model *m, const struct config *cfg)
+/* All that open_parts reads of a configuration, malloc'ed; NULL: out of memory. */
+static char *key_of(const struct config *cfg)
 {
     char *key = NULL;
-    if (asprintf(&key, "%s\n%s\n%s\n%d\n%d\n%s", cfg->model.path, cfg->device.kind, cfg->device.isa,
-                 cfg->device.threads, cfg->device.graph, cfg->workload.template) < 0)
-        FAIL(ERR_MEMORY, "model '%s': out of memory", cfg->model.path);
+    if (asprintf(&key, "%s\n%s %ld\n%s %s %s\n%s %d\n%s %d %d\n%s", cfg->model.path, cfg->model.synthetic,
+                 cfg->model.synthetic_seed, cfg->model.weights, cfg->model.activations, cfg->model.kv,
+                 cfg->device.kind, cfg->device.index, cfg->device.isa, cfg->device.threads, cfg->device.graph,
+                 cfg->workload.template) < 0)
+        return NULL;
+    return key;
+}
+
+static const char *name_of(const struct config *cfg)
+{
+    return cfg->model.synthetic[0] ? cfg->model.synthetic : cfg->model.path;
+}
+
+int run_model_open(struct run_model *m, const struct config *cfg)
+{
+    char *key = key_of(cfg);
+    if (!key)
+        FAIL(ERR_MEMORY, "model '%s': out of memory", name_of(cfg));
     if (m->key && strcmp(m->key, key) == 0) {
         free(key);
         return 0;
@@ -49,7 +78,7 @@ int run_model_open(struct run_model *m, const struct config *cfg)
     m->key = key;
     int rc = open_parts(m, cfg);
     if (rc) {
-        err_context("opening model '%s'", cfg->model.path);
+        err_context("opening model '%s'", name_of(cfg));
         run_model_close(m);
     }
     return rc;
@@ -96,8 +125,8 @@ static char *model_name(const struct run_model *m, const struct config *cfg)
 {
     const struct model_config *c = &m->model.cfg;
     char *text = NULL;
-    if (asprintf(&text, "%s (%s, %d layers, hidden %d)", cfg->model.path, c->architecture, c->layers,
-                 c->hidden) < 0)
+    if (asprintf(&text, "%s%s (%s, %d layers, hidden %d)", cfg->model.synthetic[0] ? "synthetic " : "",
+                 name_of(cfg), c->architecture, c->layers, c->hidden) < 0)
         return NULL;
     return text;
 }
