@@ -133,6 +133,7 @@ static int join_rows(struct trace *into, struct trace *part)
     TRY(reserve(&into->prompts, into->n_prompts, part->n_prompts, sizeof *into->prompts));
     TRY(reserve(&into->requests, into->n_requests, part->n_requests, sizeof *into->requests));
     TRY(reserve(&into->steps, into->n_steps, part->n_steps, sizeof *into->steps));
+    TRY(reserve(&into->scores, into->n_scores, part->n_scores, sizeof *into->scores));
     int *arm = malloc(((size_t)part->n_arms + 1) * sizeof *arm);
     if (!arm)
         FAIL(ERR_MEMORY, "no memory for %lld arms", (long long)part->n_arms);
@@ -144,6 +145,7 @@ static int join_rows(struct trace *into, struct trace *part)
         r.arm = arm[r.arm];
         r.prompt += (int32_t)into->n_prompts;
         r.step_begin += into->n_steps;
+        r.score_begin += into->n_scores;
         if (__builtin_add_overflow(r.started, clock, &r.started))
             r.started = INT64_MAX;
         into->requests[into->n_requests + i] = r;
@@ -152,10 +154,15 @@ static int join_rows(struct trace *into, struct trace *part)
         into->steps[into->n_steps + i] = part->steps[i];
         into->steps[into->n_steps + i].request += into->n_requests;
     }
+    for (int64_t i = 0; i < part->n_scores; i++) {
+        into->scores[into->n_scores + i] = part->scores[i];
+        into->scores[into->n_scores + i].request += into->n_requests;
+    }
     memcpy(into->prompts + into->n_prompts, part->prompts, (size_t)part->n_prompts * sizeof *part->prompts);
     into->n_prompts += part->n_prompts;
     into->n_requests += part->n_requests;
     into->n_steps += part->n_steps;
+    into->n_scores += part->n_scores;
     part->n_prompts = 0;
     free(arm);
     return 0;

@@ -15,8 +15,8 @@
 
 struct record_request {
     struct trace_request head;
-    struct row_list prompt, tokens, steps,
-        nodes;                    /* first = 0: numbers count from the request's own first row */
+    struct row_list prompt, tokens, steps, nodes,
+        scores;                   /* first = 0: numbers count from the request's own first row */
     struct record_request *spare; /* next unused object */
 };
 
@@ -113,6 +113,7 @@ static void record_free(struct record *r)
         free(q->tokens.data);
         free(q->steps.data);
         free(q->nodes.data);
+        free(q->scores.data);
         free(q);
     }
     record_swap_close(&r->swap);
@@ -324,7 +325,7 @@ int record_begin(struct record *r, const struct trace_request *head, const int *
         FAIL(ERR_MEMORY, "record: out of memory for a request");
     q->spare = NULL;
     q->head = *head;
-    q->prompt.n = q->tokens.n = q->steps.n = q->nodes.n = 0;
+    q->prompt.n = q->tokens.n = q->steps.n = q->nodes.n = q->scores.n = 0;
     int rc = row_list_reserve(&q->prompt, RECORD_PROMPT_TOKENS, n_prompt);
     if (rc) {
         record_drop(r, q);
@@ -390,6 +391,7 @@ static int append_request(struct record *r, const struct record_request *q, cons
     TRY(row_list_reserve(&table[RECORD_TOKENS], RECORD_TOKENS, q->tokens.n));
     TRY(row_list_reserve(&table[RECORD_STEPS], RECORD_STEPS, q->steps.n));
     TRY(row_list_reserve(&table[RECORD_NODES], RECORD_NODES, q->nodes.n));
+    TRY(row_list_reserve(&table[RECORD_SCORES], RECORD_SCORES, q->scores.n));
     row_list_add(&table[RECORD_REQUESTS], RECORD_REQUESTS, head, 1);
     row_list_add(&table[RECORD_PROMPT_TOKENS], RECORD_PROMPT_TOKENS, q->prompt.data, q->prompt.n);
     struct trace_token *token =
@@ -404,28 +406,74 @@ static int append_request(struct record *r, const struct record_request *q, cons
     struct trace_node *node = row_list_add(&table[RECORD_NODES], RECORD_NODES, q->nodes.data, q->nodes.n);
     for (int64_t i = 0; i < q->nodes.n; i++)
         node[i].step += head->step_begin;
+    struct trace_score *score =
+        row_list_add(&table[RECORD_SCORES], RECORD_SCORES, q->scores.data, q->scores.n);
+    for (int64_t i = 0; i < q->scores.n; i++)
+        score[i].request = request;
     return 0;
+}
+
+/* Append the rows of q, whose head lacks but its ranges and hash, and publish them. */
+static int finish_request(struct record *r, struct record_request *q, struct trace_request head,
+                          const int32_t *ids)
+{
+    head.prompt_begin = row_list_end(&r->table[RECORD_PROMPT_TOKENS]);
+    head.prompt_tokens = q->prompt.n;
+    head.token_begin = row_list_end(&r->table[RECORD_TOKENS]);
+    head.tokens = q->tokens.n;
+    head.step_begin = row_list_end(&r->table[RECORD_STEPS]);
+    head.steps = q->steps.n;
+    head.score_begin = row_list_end(&r->table[RECORD_SCORES]);
+    head.hash = trace_hash_tokens(ids, head.tokens);
+    int rc = r->failed ? ERR_SET(ERR_IO, "%s: an earlier write failed", r->swap.path)
+                       : append_request(r, q, &head);
+    record_drop(r, q);
+    return rc ? rc : publish(r);
 }
 
 int record_finish(struct record *r, struct record_request *q, const struct spec_finished *f)
 {
     assert(f->n == q->tokens.n && f->steps == q->steps.n);
     struct trace_request head = q->head;
-    head.prompt_begin = row_list_end(&r->table[RECORD_PROMPT_TOKENS]);
-    head.prompt_tokens = q->prompt.n;
-    head.token_begin = row_list_end(&r->table[RECORD_TOKENS]);
-    head.tokens = f->n;
-    head.step_begin = row_list_end(&r->table[RECORD_STEPS]);
-    head.steps = f->steps;
     head.finish = (int32_t)f->reason;
     head.ns_prefill = f->ns_prefill;
     head.ns_first = f->ns_first;
     head.ns_decode = f->ns_decode;
-    head.hash = trace_hash_tokens(f->tokens, f->n);
-    int rc = r->failed ? ERR_SET(ERR_IO, "%s: an earlier write failed", r->swap.path)
-                       : append_request(r, q, &head);
-    record_drop(r, q);
-    return rc ? rc : publish(r);
+    return finish_request(r, q, head, f->tokens);
+}
+
+static int collect_scores(struct record_request *q, const struct trace_score *scores, int n)
+{
+    TRY(row_list_reserve(&q->tokens, RECORD_TOKENS, n));
+    TRY(row_list_reserve(&q->scores, RECORD_SCORES, n));
+    for (int i = 0; i < n; i++) {
+        struct trace_token token = {.id = scores[i].token, .log_p = scores[i].log_p};
+        row_list_add(&q->tokens, RECORD_TOKENS, &token, 1);
+    }
+    row_list_add(&q->scores, RECORD_SCORES, scores, n);
+    return 0;
+}
+
+int record_finish_scored(struct record *r, struct record_request *q, const struct trace_score *scores, int n,
+                         int64_t ns_prefill, int64_t ns_total)
+{
+    assert(q->steps.n == 0 && q->tokens.n == 0);
+    struct trace_request head = q->head;
+    int32_t *ids = calloc((size_t)n + 1, sizeof *ids);
+    int rc =
+        ids ? collect_scores(q, scores, n) : ERR_SET(ERR_MEMORY, "record: out of memory for %d scores", n);
+    if (rc) {
+        record_drop(r, q);
+    } else {
+        for (int i = 0; i < n; i++)
+            ids[i] = scores[i].token;
+        head.finish = TRACE_SCORED;
+        head.ns_prefill = ns_prefill;
+        head.ns_first = ns_total;
+        rc = finish_request(r, q, head, ids);
+    }
+    free(ids);
+    return rc;
 }
 
 void record_drop(struct record *r, struct record_request *q)

@@ -39,5 +39,9 @@ int  record_begin(struct record *r, const struct trace_request *head, const int 
 int  record_step(struct record_request *q, const struct step_record *s);
 /* Append the request's rows and publish them; q is spent. ERR_IO (disk full names the file and bytes): what was published stays readable. */
 int  record_finish(struct record *r, struct record_request *q, const struct spec_finished *f);
+/* The same for a request whose answer was given: its scores [n] (their `request` is filled in), and how long they took. No step was
+ * recorded. ERR_IO as record_finish. */
+int  record_finish_scored(struct record *r, struct record_request *q, const struct trace_score *scores, int n, int64_t ns_prefill,
+                          int64_t ns_total);
 void record_drop(struct record *r, struct record_request *q); /* an abandoned request leaves no row */
 #endif

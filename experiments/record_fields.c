@@ -2,10 +2,12 @@
 #include "experiments/record_fields.h"
 #include "experiments/trace.h"
 
-#define FIELD(type, member, kind, unit, description)                                                         \
+/* FIELD: of every schema; LATER: of this one and those after it. */
+#define LATER(type, member, kind, unit, description, since)                                                  \
     {                                                                                                        \
-#member, FIELD_##kind, offsetof(struct type, member), unit, description                              \
+#member, FIELD_##kind, offsetof(struct type, member), unit, description, since                       \
     }
+#define FIELD(type, member, kind, unit, description) LATER(type, member, kind, unit, description, 1)
 
 #define ARM(member, kind, unit, description) FIELD(trace_arm, member, kind, unit, description)
 static const struct field arm_fields[] = {
@@ -39,17 +41,20 @@ static const struct field request_fields[] = {
     REQUEST(tokens, I64, "tokens", "length of the answer"),
     REQUEST(step_begin, I64, "row of /steps", "first step"),
     REQUEST(steps, I64, "steps", "rounds of propose, verify, accept, commit"),
-    REQUEST(finish, I32, "", "1 stop token, 2 stop string, 3 token budget, 4 context full"),
+    REQUEST(finish, I32, "",
+            "1 stop token, 2 stop string, 3 token budget, 4 context full, 100 scored: the answer was given"),
     REQUEST(concurrency, I32, "requests", "most requests in flight at the same time"),
     REQUEST(ns_prefill, I64, "ns", "prompt processing alone"),
-    REQUEST(ns_first, I64, "ns", "from submission to the first emitted token"),
+    REQUEST(ns_first, I64, "ns", "from submission to the first emitted token; scored: to the last"),
     REQUEST(ns_decode, I64, "ns", "from the end of the first step to the end of the last"),
     REQUEST(started, I64, "ns", "submission, since the start of the run that made this row"),
     REQUEST(hash, U64, "", "FNV-1a 64 of the answer's token ids as little-endian int32"),
+    LATER(trace_request, score_begin, I64, "row of /scores",
+          "first token of the answer; `tokens` rows when it was scored, else none", 2),
 };
 
 static const struct field prompt_token_fields[] = {
-    {"", FIELD_I32, 0, "", "token id"},
+    {"", FIELD_I32, 0, "", "token id", 1},
 };
 
 #define TOKEN(member, kind, unit, description) FIELD(trace_token, member, kind, unit, description)
@@ -95,6 +100,21 @@ static const struct field node_fields[] = {
     NODE(gap, F32, "logits", "between that distribution's two best; 0 unless the level is full"),
 };
 
+#define SCORE(member, kind, unit, description) LATER(trace_score, member, kind, unit, description, 2)
+static const struct field score_fields[] = {
+    SCORE(request, I64, "row of /requests", "the answer it belongs to"),
+    SCORE(position, I32, "tokens", "absolute position of the token"),
+    SCORE(token, I32, "", "token id"),
+    SCORE(log_p, F32, "nats", "log probability under the model at temperature 1, without filters"),
+    SCORE(rank, I32, "", "rank under the model, 1 is the most probable"),
+    SCORE(entropy, F32, "nats", "of the model's distribution for this position"),
+    SCORE(top1, I32, "", "1: the model's most probable token is this one"),
+    SCORE(agree, I32, "",
+          "1: it is the reference's most probable token too; the reference is the same checkpoint, numbers "
+          "as stored"),
+    SCORE(kl, F32, "nats", "KL(reference || model) over the whole vocabulary, 0 for the reference itself"),
+};
+
 #define META(member, kind, unit, description) FIELD(trace_meta, member, kind, unit, description)
 const struct field record_meta_fields[] = {
     META(schema, I32, "", "version of this layout"),
@@ -114,24 +134,27 @@ const struct field record_meta_fields[] = {
     META(ended, TEXT, "", "end, ISO 8601 UTC; empty while running"),
     META(slice, TEXT, "", "part of the prompts, i/n"),
     META(trace_level, TEXT, "", "steps, nodes or full"),
-    {NULL, FIELD_TEXT, 0, NULL, NULL},
+    {NULL, FIELD_TEXT, 0, NULL, NULL, 0},
 };
 
-#define TABLE(name, type, fields, has_text, description)                                                     \
+#define TABLE(name, type, fields, has_text, since, description)                                              \
     {                                                                                                        \
-        name, description, sizeof(type), fields, (int)(sizeof(fields) / sizeof(fields)[0]), has_text         \
+        name, description, sizeof(type), fields, (int)(sizeof(fields) / sizeof(fields)[0]), has_text, since  \
     }
 const struct table record_tables[RECORD_TABLES] = {
-    [RECORD_ARMS] = TABLE("arms", struct trace_arm, arm_fields, 1, "one row a cell of the sweep"),
-    [RECORD_PROMPTS] = TABLE("prompts", struct trace_prompt, prompt_fields, 1, "one row a turn of a prompt"),
+    [RECORD_ARMS] = TABLE("arms", struct trace_arm, arm_fields, 1, 1, "one row a cell of the sweep"),
+    [RECORD_PROMPTS] =
+        TABLE("prompts", struct trace_prompt, prompt_fields, 1, 1, "one row a turn of a prompt"),
     [RECORD_REQUESTS] =
-        TABLE("requests", struct trace_request, request_fields, 0, "one row a generated answer"),
-    [RECORD_PROMPT_TOKENS] = TABLE("prompt_tokens", int32_t, prompt_token_fields, 0,
+        TABLE("requests", struct trace_request, request_fields, 0, 1, "one row a generated answer"),
+    [RECORD_PROMPT_TOKENS] = TABLE("prompt_tokens", int32_t, prompt_token_fields, 0, 1,
                                    "token ids of the prompts as the model saw them; ranges in /requests"),
-    [RECORD_TOKENS] =
-        TABLE("tokens", struct trace_token, token_fields, 0, "one row an emitted token; ranges in /requests"),
-    [RECORD_STEPS] =
-        TABLE("steps", struct trace_step, step_fields, 0, "one row a step of a request; ranges in /requests"),
+    [RECORD_TOKENS] = TABLE("tokens", struct trace_token, token_fields, 0, 1,
+                            "one row an emitted token; ranges in /requests"),
+    [RECORD_STEPS] = TABLE("steps", struct trace_step, step_fields, 0, 1,
+                           "one row a step of a request; ranges in /requests"),
     [RECORD_NODES] =
-        TABLE("nodes", struct trace_node, node_fields, 0, "one row a draft node; ranges in /steps"),
+        TABLE("nodes", struct trace_node, node_fields, 0, 1, "one row a draft node; ranges in /steps"),
+    [RECORD_SCORES] = TABLE("scores", struct trace_score, score_fields, 0, 2,
+                            "one row a token of a given answer that the model judged; ranges in /requests"),
 };

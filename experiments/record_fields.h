@@ -11,6 +11,7 @@ struct field {
     enum field_kind kind;
     size_t offset;    /* in the struct of trace.h */
     const char *unit, *description;
+    int since;        /* the schema that brought it: in older files its values are 0 */
 };
 
 enum record_table {
@@ -21,6 +22,7 @@ enum record_table {
     RECORD_TOKENS,
     RECORD_STEPS,
     RECORD_NODES,
+    RECORD_SCORES,
     RECORD_TABLES
 };
 
@@ -29,6 +31,7 @@ struct table {
     size_t row_bytes;           /* of the struct in memory */
     const struct field *fields; /* one field without a name: the data set holds plain numbers */
     int n_fields, has_text;
+    int since;                  /* the schema that brought it: older files have no rows of it */
 };
 
 extern const struct table record_tables[RECORD_TABLES]; /* by enum record_table */

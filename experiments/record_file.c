@@ -19,6 +19,7 @@ struct record_file {
     hid_t id;
     hid_t row_type[RECORD_TABLES]; /* as rows lie in memory */
     int64_t rows[RECORD_TABLES];
+    int schema; /* of an opened file */
     int failed; /* a write failed and was reported: closing has nothing to add */
 };
 
@@ -276,6 +277,7 @@ static int check_schema(struct record_file *f)
              f->path, TRACE_SCHEMA, schema);
     if (schema < 1)
         FAIL(ERR_FORMAT, "%s: expected schema %d, found %d", f->path, TRACE_SCHEMA, schema);
+    f->schema = schema;
     return 0;
 }
 
@@ -304,7 +306,7 @@ static int check_fields(const struct record_file *f, const struct table *t, hid_
     for (int i = 0; i < t->n_fields; i++) {
         int at = H5Tget_member_index(type, t->fields[i].name);
         hid_t field = at < 0 ? -1 : H5Tget_member_type(type, (unsigned)at);
-        int fits = field >= 0 && kind_fits(field, t->fields[i].kind);
+        int fits = field >= 0 ? kind_fits(field, t->fields[i].kind) : f->schema < t->fields[i].since;
         if (field >= 0)
             H5Tclose(field);
         if (!fits)
@@ -334,6 +336,8 @@ static int check_table(struct record_file *f, enum record_table t)
 {
     const char *name = record_tables[t].name;
     hid_t set = H5Lexists(f->id, name, H5P_DEFAULT) > 0 ? H5Dopen2(f->id, name, H5P_DEFAULT) : -1;
+    if (set < 0 && f->schema < record_tables[t].since)
+        return 0;
     if (set < 0)
         FAIL(ERR_FORMAT, "%s: expected a data set /%s, found none", f->path, name);
     hid_t type = H5Dget_type(set), space = H5Dget_space(set);

@@ -17,6 +17,11 @@ uint64_t trace_hash_tokens(const int32_t *ids, int64_t n)
     return hash;
 }
 
+int trace_is_scored(const struct trace *t)
+{
+    return t->n_requests > 0 && t->requests[0].finish == TRACE_SCORED;
+}
+
 static int read_table(struct record_file *f, const char *path, enum record_table t, void *rows, int64_t *n)
 {
     int64_t count = record_file_rows(f, t);
@@ -49,6 +54,8 @@ static int read_parts(struct trace *t, struct record_file *f, unsigned parts)
         TRY(read_table(f, t->path, RECORD_STEPS, &t->steps, &t->n_steps));
     if (parts & TRACE_READ_NODES)
         TRY(read_table(f, t->path, RECORD_NODES, &t->nodes, &t->n_nodes));
+    if (parts & TRACE_READ_SCORES)
+        TRY(read_table(f, t->path, RECORD_SCORES, &t->scores, &t->n_scores));
     return 0;
 }
 
@@ -77,7 +84,9 @@ static int check_requests(const struct trace *t, const struct record_file *f)
         if (q->prompt < 0 || q->prompt >= t->n_prompts)
             FAIL(ERR_FORMAT, "%s: /requests row %lld: expected a prompt below %lld, found %d", t->path,
                  (long long)i, (long long)t->n_prompts, q->prompt);
-        if (q->repeat < 0 || q->concurrency < 1 || q->finish < FINISH_NONE || q->finish > FINISH_INTERRUPTED)
+        int scored = q->finish == TRACE_SCORED;
+        if (q->repeat < 0 || q->concurrency < 1 ||
+            (!scored && (q->finish < FINISH_NONE || q->finish > FINISH_INTERRUPTED)))
             FAIL(ERR_FORMAT, "%s: /requests row %lld: repeat %d, concurrency %d or finish %d is out of range",
                  t->path, (long long)i, q->repeat, q->concurrency, q->finish);
         if (q->ns_prefill < 0 || q->ns_first < 0 || q->ns_decode < 0 || q->started < 0)
@@ -86,6 +95,14 @@ static int check_requests(const struct trace *t, const struct record_file *f)
                         record_file_rows(f, RECORD_PROMPT_TOKENS)));
         TRY(check_range(t, i, "tokens", q->token_begin, q->tokens, record_file_rows(f, RECORD_TOKENS)));
         TRY(check_range(t, i, "steps", q->step_begin, q->steps, record_file_rows(f, RECORD_STEPS)));
+        TRY(check_range(t, i, "scores", q->score_begin, scored ? q->tokens : 0,
+                        record_file_rows(f, RECORD_SCORES)));
+        if (scored != trace_is_scored(t) || (scored && q->steps))
+            FAIL(
+                ERR_FORMAT,
+                "%s: /requests row %lld: expected answers of one kind, generated in steps or scored without, "
+                "found finish %d and %lld steps",
+                t->path, (long long)i, q->finish, (long long)q->steps);
     }
     return 0;
 }
@@ -165,6 +182,32 @@ static int check_trees(const struct trace *t)
     return 0;
 }
 
+/* The scores of a request are its own, one for each token of its answer. */
+static int check_scores(const struct trace *t)
+{
+    for (int64_t i = 0; i < t->n_scores; i++) {
+        const struct trace_score *s = &t->scores[i];
+        if (s->request < 0 || s->request >= t->n_requests || s->token < 0 || s->position < 0 || s->rank < 1)
+            FAIL(ERR_FORMAT,
+                 "%s: /scores row %lld: request %lld of %lld, position %d, token %d or rank %d is out of "
+                 "range",
+                 t->path, (long long)i, (long long)s->request, (long long)t->n_requests, s->position,
+                 s->token, s->rank);
+    }
+    for (int64_t i = 0; t->n_scores && i < t->n_requests; i++) {
+        const struct trace_request *q = &t->requests[i];
+        for (int64_t k = 0; q->finish == TRACE_SCORED && k < q->tokens; k++) {
+            const struct trace_score *s = &t->scores[q->score_begin + k];
+            if (s->request != i || (t->n_tokens && t->tokens[q->token_begin + k].id != s->token))
+                FAIL(ERR_FORMAT,
+                     "%s: /scores row %lld: expected token %lld of request %lld, found token %d of %lld",
+                     t->path, (long long)(q->score_begin + k), (long long)k, (long long)i, s->token,
+                     (long long)s->request);
+        }
+    }
+    return 0;
+}
+
 /* The steps of a request are its own and emit exactly its tokens. */
 static int check_emitted(const struct trace *t)
 {
@@ -191,6 +234,7 @@ static int check_all(const struct trace *t, const struct record_file *f)
     TRY(check_steps(t, record_file_rows(f, RECORD_NODES)));
     TRY(check_nodes(t, record_file_rows(f, RECORD_STEPS)));
     TRY(check_trees(t));
+    TRY(check_scores(t));
     return check_emitted(t);
 }
 
@@ -241,5 +285,6 @@ void trace_deinit(struct trace *t)
     free(t->prompt_tokens);
     free(t->steps);
     free(t->nodes);
+    free(t->scores);
     *t = (struct trace){0};
 }

@@ -4,7 +4,9 @@
 #define EXPERIMENTS_TRACE_H
 #include <stdint.h>
 
-enum { TRACE_SCHEMA = 1 };
+/* Schema 2 brought /scores and requests.score_begin. Files of schema 1 are read as files without scores. */
+enum { TRACE_SCHEMA = 2 };
+enum { TRACE_SCORED = 100 }; /* finish of an answer that was given, not generated; apart from every enum finish */
 
 /* /arms: one cell of the sweep */
 struct trace_arm {
@@ -18,7 +20,7 @@ struct trace_prompt {
     int32_t index, turn;           /* struct prompt.index; 0, 1, ... */
     char *text;                    /* the user's message */
 };
-/* /requests: one generated answer */
+/* /requests: one answer, generated or (finish TRACE_SCORED) given */
 struct trace_request {
     int32_t arm, prompt;           /* rows of /arms and /prompts */
     int32_t repeat;
@@ -27,13 +29,14 @@ struct trace_request {
     int64_t prompt_begin, prompt_tokens; /* rows of /prompt_tokens */
     int64_t token_begin, tokens;   /* rows of /tokens */
     int64_t step_begin, steps;     /* rows of /steps */
-    int32_t finish;                /* enum finish */
+    int32_t finish;                /* enum finish, or TRACE_SCORED */
     int32_t concurrency;           /* workload.concurrency it ran under */
     int64_t ns_prefill, ns_first, ns_decode; /* struct spec_finished */
     int64_t started;               /* submission, ns since the run's start */
     uint64_t hash;                 /* FNV-1a 64 of the emitted ids as little-endian int32 */
+    int64_t score_begin;           /* rows of /scores: `tokens` of them when the answer was scored, else none */
 };
-/* /tokens: one emitted token; /prompt_tokens holds plain int32 ids */
+/* /tokens: one token of an answer; /prompt_tokens holds plain int32 ids */
 struct trace_token {
     int32_t id;
     int64_t request;
@@ -56,6 +59,17 @@ struct trace_node {
     float log_q, log_p;
     int32_t rank;
     float entropy, gap;
+};
+
+/* /scores: one token of a scored answer, in order; the reference is the same checkpoint with its numbers as stored */
+struct trace_score {
+    int64_t request;
+    int32_t position, token;       /* absolute position */
+    float log_p;
+    int32_t rank;                  /* 1: the most probable */
+    float entropy;
+    int32_t top1, agree;           /* 1: the model's most probable token is this one, is the reference's */
+    float kl;                      /* KL(reference || model) */
 };
 
 /* What a run says of itself: root attributes. Strings owned, never NULL. */
@@ -85,14 +99,23 @@ struct trace {
     int32_t *prompt_tokens;
     struct trace_step *steps;
     struct trace_node *nodes;
-    int64_t n_arms, n_prompts, n_requests, n_tokens, n_prompt_tokens, n_steps, n_nodes;
+    struct trace_score *scores;
+    int64_t n_arms, n_prompts, n_requests, n_tokens, n_prompt_tokens, n_steps, n_nodes, n_scores;
 };
-enum trace_parts { TRACE_READ_REQUESTS = 0, TRACE_READ_TOKENS = 1, TRACE_READ_STEPS = 2, TRACE_READ_NODES = 4, TRACE_READ_ALL = 7 };
+enum trace_parts {
+    TRACE_READ_REQUESTS = 0,
+    TRACE_READ_TOKENS = 1,
+    TRACE_READ_STEPS = 2,
+    TRACE_READ_NODES = 4,
+    TRACE_READ_SCORES = 8,
+    TRACE_READ_ALL = 15
+};
 
 /* arms, prompts, requests and meta always, the rest by parts. ERR_IO; ERR_FORMAT: not a specbed result, a newer schema, a range
  * that points outside its dataset. */
 int  trace_read(struct trace *t, const char *path, unsigned parts);
 void trace_deinit(struct trace *t); /* a zeroed struct is fine */
 void trace_meta_deinit(struct trace_meta *m);
+int  trace_is_scored(const struct trace *t); /* 1: the answers were given (a file holds one kind) */
 uint64_t trace_hash_tokens(const int32_t *ids, int64_t n);
 #endif
