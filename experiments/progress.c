@@ -36,6 +36,12 @@ void progress_request(struct progress *p)
     p->done++;
 }
 
+void progress_scored(struct progress *p, int tokens)
+{
+    p->tokens += tokens;
+    p->done++;
+}
+
 /* "left 1:02:03", by the requests of this run so far. */
 static void time_left(const struct progress *p, double elapsed, char *buf, size_t n)
 {
@@ -51,22 +57,24 @@ static void time_left(const struct progress *p, double elapsed, char *buf, size_
 void progress_show(struct progress *p)
 {
     int64_t now = clock_ns();
-    if (p->quiet || p->steps == 0 || now - p->shown < (p->terminal ? every_terminal : every_plain))
+    if (p->quiet || p->tokens == 0 || now - p->shown < (p->terminal ? every_terminal : every_plain))
         return;
-    char left[48];
+    char left[48], length[48] = "";
     double elapsed = (double)(now - p->started) * 1e-9;
     time_left(p, elapsed, left, sizeof left);
+    if (p->steps > 0)
+        snprintf(length, sizeof length, ", acceptance length %.2f",
+                 (double)(p->accepted + p->steps) / (double)p->steps);
     p->shown = now;
     fprintf(stderr,
-            p->terminal ? "\r%s: %lld of %lld requests, %.1f tokens/s, acceptance length %.2f, %s\033[K"
-                        : "%s: %lld of %lld requests, %.1f tokens/s, acceptance length %.2f, %s\n",
-            p->label, (long long)p->done, (long long)p->total, (double)p->tokens / elapsed,
-            (double)(p->accepted + p->steps) / (double)p->steps, left);
+            p->terminal ? "\r%s: %lld of %lld requests, %.1f tokens/s%s, %s\033[K"
+                        : "%s: %lld of %lld requests, %.1f tokens/s%s, %s\n",
+            p->label, (long long)p->done, (long long)p->total, (double)p->tokens / elapsed, length, left);
     fflush(stderr);
 }
 
 void progress_end(struct progress *p)
 {
-    if (!p->quiet && p->terminal && p->steps > 0)
+    if (!p->quiet && p->terminal && p->tokens > 0)
         fputs("\r\033[K", stderr);
 }

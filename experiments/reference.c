@@ -69,7 +69,8 @@ static int check_reference(const struct trace *t, uint64_t fingerprint)
     return 0;
 }
 
-int reference_open(struct reference **out, const char *path, const char *rule, uint64_t fingerprint)
+int reference_open(struct reference **out, const char *key, const char *path, const char *rule,
+                   uint64_t fingerprint)
 {
     struct trace t = {0};
     struct reference *r = calloc(1, sizeof *r);
@@ -87,7 +88,7 @@ int reference_open(struct reference **out, const char *path, const char *rule, u
     trace_deinit(&t);
     if (rc) {
         reference_close(r);
-        err_context("reading draft.reference");
+        err_context("reading %s", key);
         return rc;
     }
     *out = r;

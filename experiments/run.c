@@ -5,6 +5,7 @@
 #include "engine/log.h"
 #include "experiments/analyze.h"
 #include "experiments/commands.h"
+#include "experiments/config_whole.h"
 #include "experiments/run_cell.h"
 #include <argp.h>
 #include <errno.h>
@@ -34,6 +35,9 @@ static int check_cells(const struct run *r)
         if (!rc && strcmp(cfg.trace.level, r->cfg.trace.level) != 0)
             rc = ERR_SET(ERR_CONFIG,
                          "sweep: trace.level: expected one level a file, found several; make two runs");
+        if (!rc && config_scores(&cfg) != config_scores(&r->cfg))
+            rc = ERR_SET(ERR_CONFIG,
+                         "sweep: workload.mode: expected one mode a file, found both; make two runs");
         if (!rc)
             rc = workload_load(&w, &cfg, r->opts->slice, r->opts->of);
         if (!rc && r->opts->dry_run) {
@@ -157,6 +161,7 @@ int run_experiment(const struct run_opts *opts)
     sigaction(SIGTERM, &old_term, NULL);
     sigaction(SIGXFSZ, &old_size, NULL);
     run_model_close(&r.with);
+    run_model_close(&r.reference);
     config_deinit(&r.cfg);
     free(r.path);
     free(r.slice);

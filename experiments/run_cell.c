@@ -6,8 +6,10 @@
 #include "engine/clock.h"
 #include "engine/err.h"
 #include "engine/log.h"
+#include "experiments/config_whole.h"
 #include "experiments/conversation.h"
 #include "experiments/reference.h"
+#include "experiments/run_score.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -279,7 +281,7 @@ static int open_cell(struct cell *c)
     TRY(conversation_cap(&c->work, &c->cfg, &with->chat, with->tokenizer, run_model_context(with, &c->cfg),
                          &c->cap));
     if (draft->needs & DRAFT_REFERENCE)
-        TRY(reference_open(&c->reference, c->cfg.draft.reference, c->cfg.sampling.rule,
+        TRY(reference_open(&c->reference, "draft.reference", c->cfg.draft.reference, c->cfg.sampling.rule,
                            with->model.fingerprint));
     return open_spec(c);
 }
@@ -313,6 +315,12 @@ static int decode_cell(struct cell *c, int64_t done, int64_t total)
     return rc;
 }
 
+static int score_cell(struct cell *c, int64_t done, int64_t total)
+{
+    const struct score_cell cell = {c->run, &c->cfg, &c->work, c->label, c->arm, done, total};
+    return run_score(&cell);
+}
+
 int run_cell(struct run *r, int i)
 {
     struct cell c = {.run = r};
@@ -329,7 +337,7 @@ int run_cell(struct run *r, int i)
         if (done == total)
             log_info("run: %s: all %lld requests are in the file", c.label, (long long)total);
         else
-            rc = decode_cell(&c, done, total);
+            rc = config_scores(&c.cfg) ? score_cell(&c, done, total) : decode_cell(&c, done, total);
     }
     if (rc)
         err_context("cell '%s'", c.label ? c.label : "?");

@@ -11,7 +11,7 @@
 struct run {
     const struct run_opts *opts;
     struct config cfg;             /* of the file, with its sweep */
-    struct run_model with;
+    struct run_model with, reference; /* reference: mode score, what a model with FP8 numbers is compared with */
     struct record *record;
     struct progress progress;
     char *path, *slice;            /* owned: of the result; "0/1" */
