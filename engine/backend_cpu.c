@@ -78,10 +78,20 @@ static int find_kernels(const char *isa, const struct cpu_kernels **out)
     FAIL(ERR_CONFIG, "instruction set '%s': this machine has: %s", isa, names);
 }
 
+/* Of the last level, as Linux tells it, 0 where it does not. */
 static size_t cache_bytes(void)
 {
-    const long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE), l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    return l3 > 0 ? (size_t)l3 : l2 > 0 ? (size_t)l2 : 0;
+    size_t kib = 0;
+    for (int level = 3; level >= 2 && kib == 0; level--) {
+        char path[64];
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", level);
+        FILE *f = fopen(path, "r");
+        if (f && fscanf(f, "%zuK", &kib) != 1)
+            kib = 0;
+        if (f)
+            fclose(f);
+    }
+    return kib << 10;
 }
 
 static int cpu_open(struct backend *be, const struct backend_opts *opts)

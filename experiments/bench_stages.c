@@ -1,0 +1,329 @@
+/* bench_stages: the operations of a pass, kind by kind. A pass is tapped (experiments/bench_tap.h), the
+ * operations of one kind are put one after the other into a recorded pass of their own: those of all layers
+ * in turn, each with its own weights and cells. Where all of them together would stay in the cache, copies
+ * follow, until what is read before anything comes again is four caches long. What is timed is therefore the
+ * operation in its rhythm, start of the next one overlapped as in a step. */
+#include "engine/err.h"
+#include "experiments/bench.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { OPERATIONS_MAX = 1024, CACHES = 4, FEW = 32, MANY = 256, HUGE_FROM_BYTES = 1 << 20 };
+static const double large =
+    32e6; /* bytes: from there on a pass of FEW operations is long enough to be timed */
+
+struct kind {
+    const char *name, *moves;
+    enum operation_kind kind;
+    size_t w; /* of these with a product: its matrix is this member of struct layer; else ANY */
+    double (*bytes)(const struct bench *b, const struct operation *o, int context);
+};
+#define ANY SIZE_MAX
+
+static double bytes_embed(const struct bench *b, const struct operation *o, int context)
+{
+    (void)b;
+    (void)context;
+    return (double)o->a.embed.rows * o->a.embed.w->k * (sizeof(bf16) + sizeof(float));
+}
+
+static double bytes_rmsnorm(const struct bench *b, const struct operation *o, int context)
+{
+    const struct rmsnorm *a = &o->a.rmsnorm;
+    (void)context;
+    return (double)a->rows * a->dim * sizeof(float) +
+           (double)b->tap.be.ops->act_bytes(&b->tap.be, a->rows, a->dim);
+}
+
+static double bytes_rope_table(const struct bench *b, const struct operation *o, int context)
+{
+    (void)b;
+    (void)context;
+    return (double)o->a.rope_table.rows->n * o->a.rope_table.head_dim * sizeof(float);
+}
+
+static double bytes_quantise(const struct bench *b, const struct operation *o, int context)
+{
+    (void)context;
+    return 2.0 * (double)b->tap.be.ops->act_bytes(&b->tap.be, o->a.quantise.rows, o->a.quantise.k);
+}
+
+static double bytes_product(const struct bench *b, const struct operation *o, int context)
+{
+    struct operation copy = *o;
+    (void)b;
+    (void)context;
+    return (double)operation_product(&copy)->w->bytes;
+}
+
+static double bytes_attention(const struct bench *b, const struct operation *o, int context)
+{
+    return (double)b->kv.bytes / b->kv.cap / b->kv.n_layers * (context + o->a.attention.rows->n);
+}
+
+static double bytes_logits(const struct bench *b, const struct operation *o, int context)
+{
+    (void)b;
+    (void)context;
+    return (double)o->a.logits.rows * o->a.logits.vocab * sizeof(float);
+}
+
+static const struct kind kinds[] = {
+    {"embed", "acts", OPERATION_EMBED, ANY, bytes_embed},
+    {"rmsnorm", "acts", OPERATION_RMSNORM, ANY, bytes_rmsnorm},
+    {"rope_table", "acts", OPERATION_ROPE_TABLE, ANY, bytes_rope_table},
+    {"quantise", "acts", OPERATION_QUANTISE, ANY, bytes_quantise},
+    {"qkv", "weights", OPERATION_QKV, ANY, bytes_product},
+    {"attention", "cache", OPERATION_ATTENTION, ANY, bytes_attention},
+    {"o+residual", "weights", OPERATION_RESIDUAL, offsetof(struct layer, o), bytes_product},
+    {"swiglu", "weights", OPERATION_SWIGLU, ANY, bytes_product},
+    {"down+residual", "weights", OPERATION_RESIDUAL, offsetof(struct layer, down), bytes_product},
+    {"head", "weights", OPERATION_GEMM, ANY, bytes_product},
+    {"logits", "logits", OPERATION_LOGITS, ANY, bytes_logits},
+};
+enum { KINDS = sizeof kinds / sizeof *kinds };
+_Static_assert((int)KINDS <= (int)BENCH_STAGES, "every kind may occur");
+
+/* Operations in the order that they are enqueued in, each with memory of its own to read. */
+struct rotation {
+    const struct kind *kind;
+    struct operation *list; /* owned [n] */
+    struct matrix *w;       /* owned [n], of the copies */
+    void **lent;            /* owned [n_lent], backend memory of the copies */
+    int n, n_lent, loops;   /* the whole list so often in a pass */
+};
+
+static int of_kind(const struct bench *b, const struct kind *k, struct operation *o)
+{
+    if (o->kind != k->kind)
+        return 0;
+    if (k->w == ANY)
+        return 1;
+    for (int i = 0; i < b->m.cfg.layers; i++)
+        if ((const char *)operation_product(o)->w == (const char *)&b->m.layers[i] + k->w)
+            return 1;
+    return 0;
+}
+
+static int count(const struct bench *b, const struct kind *k)
+{
+    int n = 0;
+    for (int i = 0; i < b->tap.n; i++)
+        n += of_kind(b, k, &b->tap.list[i]);
+    return n;
+}
+
+/* How often the operations of a pass stand in the list. */
+static int copies(const struct bench *b, const struct kind *k, int n, double bytes)
+{
+    const double cache = CACHES * (double)b->tap.be.cache_bytes;
+    if (strcmp(k->moves, "weights") != 0 && strcmp(k->moves, "cache") != 0)
+        return 1;
+    const int most = OPERATIONS_MAX / n > 0 ? OPERATIONS_MAX / n : 1;
+    const double wanted = cache / (bytes * n) + 1;
+    return wanted < most ? (int)wanted : most;
+}
+
+/* The same bytes once more. */
+static int copy_memory(struct bench *b, struct rotation *r, const void *from, size_t bytes, void **out)
+{
+    struct backend *be = &b->tap.be;
+    void *host = malloc(bytes);
+    int rc = host ? be->ops->alloc(be, bytes, out) : ERR_SET(ERR_MEMORY, "bench: out of memory for a copy");
+    if (rc)
+        goto out;
+    r->lent[r->n_lent++] = *out;
+    if (be->host_reads && bytes >= HUGE_FROM_BYTES) /* as the backend does with weights */
+        madvise(*out, bytes, MADV_HUGEPAGE);
+    rc = be->ops->download(be, host, from, bytes);
+    if (rc == 0)
+        rc = be->ops->sync(be);
+    if (rc == 0)
+        rc = be->ops->upload(be, *out, host, bytes);
+out:
+    free(host);
+    return rc;
+}
+
+/* Entry i reads what its model's entry reads, in memory of its own. */
+static int copy_operation(struct bench *b, struct rotation *r, int i)
+{
+    struct operation *o = &r->list[i];
+    struct gemm *product = operation_product(o);
+    const size_t cells = b->kv.bytes / 2 / (size_t)b->kv.n_layers;
+    if (o->kind == OPERATION_ATTENTION) {
+        struct kv_layer *kv = &o->a.attention.kv;
+        TRY(copy_memory(b, r, kv->k, cells, &kv->k));
+        return copy_memory(b, r, kv->v, cells, &kv->v);
+    }
+    r->w[i] = *product->w;
+    product->w = &r->w[i];
+    const size_t scales = r->w[i].scale ? (size_t)r->w[i].n * sizeof(float) : 0;
+    return copy_memory(b, r, r->w[i].data, r->w[i].bytes - scales, &r->w[i].data);
+}
+
+static int fill_rotation(struct bench *b, struct rotation *r, int n)
+{
+    int at = 0;
+    for (int i = 0; i < b->tap.n; i++)
+        if (of_kind(b, r->kind, &b->tap.list[i]))
+            r->list[at++] = b->tap.list[i];
+    for (; at < r->n; at++) {
+        r->list[at] = r->list[at % n];
+        TRY_CTX(copy_operation(b, r, at), "copying what '%s' reads, so that no cache holds it",
+                r->kind->name);
+    }
+    return 0;
+}
+
+static int open_rotation(struct bench *b, struct rotation *r, const struct kind *k, int n, double bytes)
+{
+    const size_t total = (size_t)n * (size_t)copies(b, k, n, bytes);
+    const int least = b->tap.be.host_reads ? 1 : bytes < large ? MANY : FEW;
+    *r = (struct rotation){.kind = k, .n = (int)total, .loops = (least + (int)total - 1) / (int)total};
+    r->list = calloc(total, sizeof *r->list);
+    r->w = calloc(total, sizeof *r->w);
+    r->lent = calloc(2 * total, sizeof *r->lent);
+    if (!r->list || !r->w || !r->lent)
+        FAIL(ERR_MEMORY, "bench: out of memory for %zu operations", total);
+    return fill_rotation(b, r, n);
+}
+
+static void close_rotation(struct bench *b, struct rotation *r)
+{
+    for (int i = 0; i < r->n_lent; i++)
+        b->tap.be.ops->release(&b->tap.be, r->lent[i]);
+    free(r->list);
+    free(r->w);
+    free(r->lent);
+}
+
+static int enqueue_rotation(struct bench *b, const void *arg)
+{
+    const struct rotation *r = arg;
+    for (int l = 0; l < r->loops; l++)
+        for (int i = 0; i < r->n; i++)
+            TRY(operation_enqueue(&r->list[i], &b->tap.be));
+    return 0;
+}
+
+static int time_rotation(struct bench *b, struct rotation *r, struct bench_stage *out)
+{
+    const struct bench_pass p = {.enqueue = enqueue_rotation, .arg = r, .key = {r, out->rows, 0, 0}};
+    const int n = r->n * r->loops;
+    size_t launches = 0;
+    TRY(bench_time_passes(b, &p, &out->time, &launches));
+    out->time.median /= n;
+    out->time.p90 /= n;
+    out->launches = launches / (size_t)n;
+    return 0;
+}
+
+/* A kind that this pass has. What it needs was left by a whole pass, so that no kind computes on what another
+ * one made of its inputs. */
+static int time_kind(struct bench *b, const struct kind *k, int context, struct bench_stage *out)
+{
+    struct operation *first = b->tap.list;
+    struct rotation r = {0};
+    while (!of_kind(b, k, first))
+        first++;
+    const struct gemm *product = operation_product(first);
+    *out = (struct bench_stage){.name = k->name,
+                                .moves = k->moves,
+                                .rows = b->f.rows.n,
+                                .context = context,
+                                .n = product ? product->w->n : 0,
+                                .k = product ? product->w->k : 0,
+                                .count = count(b, k),
+                                .bytes = k->bytes(b, first, context)};
+    int rc = open_rotation(b, &r, k, out->count, out->bytes);
+    out->rotated = out->bytes * r.n;
+    if (rc == 0)
+        rc = bench_plan(b, out->rows);
+    if (rc == 0)
+        rc = time_rotation(b, &r, out);
+    close_rotation(b, &r);
+    return rc;
+}
+
+static int tap_pass(struct bench *b, int context)
+{
+    const int rows = b->f.rows.n;
+    tap_open(&b->tap);
+    const int rc =
+        forward_enqueue(&b->f, &b->f.rows, forward_reach(&b->f, context + rows), bench_flags(rows));
+    tap_close(&b->tap);
+    return rc;
+}
+
+int bench_time_stages(struct bench *b, int context, struct bench_stage *out, int *n)
+{
+    *n = 0;
+    TRY(tap_pass(b, context));
+    for (int i = 0; i < KINDS; i++)
+        if (count(b, &kinds[i]) > 0) {
+            TRY_CTX(time_kind(b, &kinds[i], context, &out[*n]), "timing '%s' of %d rows", kinds[i].name,
+                    b->f.rows.n);
+            ++*n;
+        }
+    return 0;
+}
+
+double bench_stages_sum(const struct bench_stage *s, int n)
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += s[i].count * s[i].time.median;
+    return sum;
+}
+
+static void print_rival(const struct bench_stage *s)
+{
+    if (s->rival > 0)
+        printf(" %10.2f %6.2f\n", 1e6 * s->rival, s->rival / s->time.median);
+    else
+        printf(" %10s %6s\n", "-", "-");
+}
+
+void bench_print_stages(const struct bench *b, const struct bench_stage *s, int n)
+{
+    if (n > 0)
+        printf("%d row%s behind %d tokens, each operation alone\n", s->rows, s->rows == 1 ? "" : "s",
+               s->context);
+    printf("%-14s %7s %6s %5s %7s %9s %9s %9s %-8s %7s %8s %9s %10s %6s\n", "operation", "n", "k", "count",
+           "kernels", "us", "p90 us", "MB", "of", "GB/s", "of roof", "floor us", "library us", "ratio");
+    for (int i = 0; i < n; i++) {
+        const double rate = s[i].bytes / s[i].time.median;
+        printf("%-14s ", s[i].name);
+        if (s[i].n)
+            printf("%7d %6d ", s[i].n, s[i].k);
+        else
+            printf("%7s %6s ", "-", "-");
+        printf("%5d %7zu %9.2f %9.2f %9.3f %-8s %7.0f %7.1f%% %9.2f", s[i].count, s[i].launches,
+               1e6 * s[i].time.median, 1e6 * s[i].time.p90, 1e-6 * s[i].bytes, s[i].moves, 1e-9 * rate,
+               100 * rate / b->ceiling, 1e6 * bench_floor(b, s[i].bytes));
+        print_rival(&s[i]);
+    }
+}
+
+static json_t *stage_json(const struct bench *b, const struct bench_stage *s)
+{
+    const double rate = s->bytes / s->time.median;
+    return json_pack("{s:s, s:s, s:i, s:i, s:o, s:o, s:i, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:o}",
+                     "name", s->name, "moves", s->moves, "rows", s->rows, "context", s->context, "n",
+                     bench_number(s->n), "k", bench_number(s->k), "count", s->count, "launches",
+                     (json_int_t)s->launches, "median_s", s->time.median, "p90_s", s->time.p90, "bytes",
+                     s->bytes, "rotated_bytes", s->rotated, "bytes_per_s", rate, "of_roof", rate / b->ceiling,
+                     "floor_s", bench_floor(b, s->bytes), "rival_s", bench_number(s->rival), "rival_ratio",
+                     bench_number(s->rival / s->time.median));
+}
+
+json_t *bench_stages_json(const struct bench *b, const struct bench_stage *s, int n)
+{
+    json_t *out = json_array();
+    for (int i = 0; i < n; i++)
+        json_array_append_new(out, stage_json(b, &s[i]));
+    return out;
+}

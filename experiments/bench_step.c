@@ -1,0 +1,166 @@
+/* bench_step: a step is one verification pass: `rows` rows behind `context` committed tokens, logits and
+ * statistics included. It is timed twice: on the device alone, passes back to back, and as a host sees it
+ * that plans each pass, waits for it and has its logits copied. Bytes: every weight once, the keys and values
+ * of the context once. */
+#include "engine/clock.h"
+#include "engine/err.h"
+#include "experiments/bench.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { PREFILLS = 5 };
+
+struct point {
+    const char *stage;
+    int rows, context;
+    struct bench_time device, host; /* a median of 0: not measured */
+    double bytes;
+    size_t launches;
+    struct bench_stage stages[BENCH_STAGES];
+    int n_stages;
+};
+
+struct points {
+    struct point at[BENCH_LIST * BENCH_LIST + BENCH_LIST];
+    int n;
+};
+
+/* With planning, upload, download, waiting and rollback. */
+static int time_host(struct bench *b, int rows, struct bench_time *out)
+{
+    for (int i = -b->warmup; i < b->repeats; i++) {
+        const int64_t t = clock_ns();
+        TRY(bench_plan(b, rows));
+        if (i >= 0)
+            b->seconds[i] = 1e-9 * (double)(clock_ns() - t);
+    }
+    *out = bench_summarise(b->seconds, b->repeats);
+    return 0;
+}
+
+static int measure_point(struct bench *b, int rows, int context, struct point *p)
+{
+    const double token = (double)b->kv.bytes / b->kv.cap;
+    *p = (struct point){.stage = rows == 1 ? "decode" : "verify",
+                        .rows = rows,
+                        .context = context,
+                        .bytes = (double)b->m.weight_bytes + token * context};
+    TRY(bench_fill(b, context));
+    TRY(time_host(b, rows, &p->host));
+    TRY(bench_time_whole(b, context, &p->device, &p->launches));
+    return b->stages ? bench_time_stages(b, context, p->stages, &p->n_stages) : 0;
+}
+
+static int measure_prefill(struct bench *b, int n, struct point *p)
+{
+    const int repeats = b->repeats < PREFILLS ? b->repeats : PREFILLS;
+    *p = (struct point){.stage = "prefill", .rows = n};
+    for (int i = -1; i < repeats; i++) {
+        kv_reset(&b->kv, 0);
+        const int64_t t = clock_ns();
+        TRY(forward_prefill(&b->f, 0, b->tokens, n));
+        TRY(b->tap.be.ops->sync(&b->tap.be));
+        if (i >= 0)
+            b->seconds[i] = 1e-9 * (double)(clock_ns() - t);
+    }
+    p->host = bench_summarise(b->seconds, repeats);
+    return 0;
+}
+
+/* The time of one row behind the same text, 0 when it was not measured. */
+static double one_row(const struct points *all, const struct point *p)
+{
+    for (int i = 0; i < all->n; i++)
+        if (all->at[i].rows == 1 && all->at[i].context == p->context && all->at[i].device.median > 0)
+            return all->at[i].device.median;
+    return 0;
+}
+
+static void print_step(const struct bench *b, const struct points *all, const struct point *p)
+{
+    const double one = one_row(all, p);
+    printf("%-8s %5d %8d %10.4f %9.4f %10.1f %9.1f %9.4f %7.1f%% ", p->stage, p->rows, p->context,
+           1e3 * p->device.median, 1e3 * p->device.p90, p->rows / p->device.median, 1e-6 * p->bytes,
+           1e3 * bench_floor(b, p->bytes), 100 * bench_floor(b, p->bytes) / p->device.median);
+    if (one > 0)
+        printf("%8.3f", p->device.median / one);
+    else
+        printf("%8s", "-");
+    printf(" %8zu %10.4f %9.4f\n", p->launches, 1e3 * p->host.median, 1e3 * p->host.p90);
+}
+
+static void print_prefill(const struct point *p)
+{
+    printf("%-8s %5d %8d %10s %9s %10.1f %9s %9s %8s %8s %8s %10.4f %9.4f\n", p->stage, p->rows, p->context,
+           "-", "-", p->rows / p->host.median, "-", "-", "-", "-", "-", 1e3 * p->host.median,
+           1e3 * p->host.p90);
+}
+
+static void print_table(const struct bench *b, const struct points *all)
+{
+    bench_print_head(b);
+    printf("%-8s %5s %8s %10s %9s %10s %9s %9s %8s %8s %8s %10s %9s\n", "stage", "rows", "context",
+           "median ms", "p90 ms", "tokens/s", "MB", "floor ms", "of roof", "x 1 row", "launches", "with host",
+           "p90 ms");
+    for (int i = 0; i < all->n; i++)
+        if (all->at[i].device.median > 0)
+            print_step(b, all, &all->at[i]);
+        else
+            print_prefill(&all->at[i]);
+    for (int i = 0; i < all->n; i++) {
+        const struct point *p = &all->at[i];
+        const double sum = bench_stages_sum(p->stages, p->n_stages);
+        if (!p->n_stages)
+            continue;
+        printf("\n");
+        bench_print_stages(b, p->stages, p->n_stages);
+        printf("sum of stages %.4f ms, the whole pass %.4f ms: %.1f%% of the sum\n", 1e3 * sum,
+               1e3 * p->device.median, 100 * p->device.median / sum);
+    }
+}
+
+static json_t *point_json(const struct bench *b, const struct points *all, const struct point *p)
+{
+    const double one = one_row(all, p), floor = bench_floor(b, p->bytes), median = p->device.median;
+    return json_pack("{s:s, s:i, s:i, s:o, s:o, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "stage", p->stage,
+                     "rows", p->rows, "context", p->context, "median_s", bench_number(median), "p90_s",
+                     bench_number(p->device.p90), "host_median_s", p->host.median, "host_p90_s", p->host.p90,
+                     "bytes", bench_number(p->bytes), "floor_s", bench_number(floor), "of_roof",
+                     bench_number(median > 0 ? floor / median : 0), "rows_ratio",
+                     bench_number(one > 0 ? median / one : 0), "launches", bench_number((double)p->launches),
+                     "stages", bench_stages_json(b, p->stages, p->n_stages));
+}
+
+static int print_json(const struct bench *b, const struct points *all)
+{
+    json_t *out = bench_head_json(b), *points = json_array();
+    for (int i = 0; i < all->n; i++)
+        json_array_append_new(points, point_json(b, all, &all->at[i]));
+    json_object_set_new(out, "points", points);
+    return bench_print_json(out);
+}
+
+static int measure_all(struct bench *b, struct points *all)
+{
+    for (int c = 0; c < b->context.n; c++)
+        for (int r = 0; r < b->rows.n; r++)
+            TRY(measure_point(b, b->rows.at[r], b->context.at[c], &all->at[all->n++]));
+    for (int i = 0; i < b->prefill.n; i++)
+        if (b->prefill.at[i] > 0)
+            TRY(measure_prefill(b, b->prefill.at[i], &all->at[all->n++]));
+    return bench_measure_ceiling(b);
+}
+
+int bench_step(struct bench *b)
+{
+    struct points *all = calloc(1, sizeof *all);
+    if (!all)
+        FAIL(ERR_MEMORY, "bench: out of memory for the results");
+    int rc = measure_all(b, all);
+    if (rc == 0 && b->json)
+        rc = print_json(b, all);
+    else if (rc == 0)
+        print_table(b, all);
+    free(all);
+    return rc;
+}

@@ -1,0 +1,150 @@
+/* bench_tap: the backend's table is exchanged for one whose operations append their arguments to a list. */
+#include "experiments/bench_tap.h"
+#include "engine/err.h"
+#include <stddef.h>
+#include <stdlib.h>
+
+_Static_assert(offsetof(struct tap, be) == 0, "an operation finds its tap by its backend");
+
+static int keep(struct backend *be, const struct operation *o)
+{
+    struct tap *t = (struct tap *)(void *)be;
+    if (t->n == t->cap) {
+        const int cap = t->cap ? 2 * t->cap : 256;
+        struct operation *grown = realloc(t->list, (size_t)cap * sizeof *grown);
+        if (!grown)
+            FAIL(ERR_MEMORY, "bench: out of memory for a list of %d operations", cap);
+        t->list = grown;
+        t->cap = cap;
+    }
+    t->list[t->n++] = *o;
+    return 0;
+}
+
+static int keep_embed(struct backend *be, const struct embed *a)
+{
+    return keep(be, &(struct operation){.kind = OPERATION_EMBED, .a.embed = *a});
+}
+
+static int keep_rmsnorm(struct backend *be, const struct rmsnorm *a)
+{
+    return keep(be, &(struct operation){.kind = OPERATION_RMSNORM, .a.rmsnorm = *a});
+}
+
+static int keep_gemm(struct backend *be, const struct gemm *a)
+{
+    return keep(be, &(struct operation){.kind = OPERATION_GEMM, .a.gemm = *a});
+}
+
+static int keep_swiglu(struct backend *be, const struct gemm *a)
+{
+    return keep(be, &(struct operation){.kind = OPERATION_SWIGLU, .a.gemm = *a});
+}
+
+static int keep_residual(struct backend *be, const struct residual *a)
+{
+    return keep(be, &(struct operation){.kind = OPERATION_RESIDUAL, .a.residual = *a});
+}
+
+static int keep_qkv(struct backend *be, const struct qkv *a)
+{
+    return keep(be, &(struct operation){.kind = OPERATION_QKV, .a.qkv = *a});
+}
+
+static int keep_quantise(struct backend *be, const struct quantise *a)
+{
+    return keep(be, &(struct operation){.kind = OPERATION_QUANTISE, .a.quantise = *a});
+}
+
+static int keep_rope_table(struct backend *be, const struct rows *rows, const float *inv_freq, int head_dim,
+                           float *cos_sin)
+{
+    return keep(be, &(struct operation){.kind = OPERATION_ROPE_TABLE,
+                                        .a.rope_table = {rows, inv_freq, head_dim, cos_sin}});
+}
+
+static int keep_attention(struct backend *be, const struct attention *a)
+{
+    return keep(be, &(struct operation){.kind = OPERATION_ATTENTION, .a.attention = *a});
+}
+
+static int keep_logits(struct backend *be, const struct logits *a)
+{
+    return keep(be, &(struct operation){.kind = OPERATION_LOGITS, .a.logits = *a});
+}
+
+void tap_open(struct tap *t)
+{
+    t->n = 0;
+    t->real = t->be.ops;
+    t->ops = *t->real;
+    t->ops.embed = keep_embed;
+    t->ops.rmsnorm = keep_rmsnorm;
+    t->ops.gemm = keep_gemm;
+    t->ops.swiglu = keep_swiglu;
+    t->ops.residual = keep_residual;
+    t->ops.qkv = keep_qkv;
+    t->ops.quantise = keep_quantise;
+    t->ops.rope_table = keep_rope_table;
+    t->ops.attention = keep_attention;
+    t->ops.logits = keep_logits;
+    t->be.ops = &t->ops;
+}
+
+void tap_close(struct tap *t)
+{
+    if (t->real)
+        t->be.ops = t->real;
+    t->real = NULL;
+}
+
+void tap_deinit(struct tap *t)
+{
+    tap_close(t);
+    free(t->list);
+    t->list = NULL;
+    t->n = t->cap = 0;
+}
+
+int operation_enqueue(const struct operation *o, struct backend *be)
+{
+    const struct rope_tables *r = &o->a.rope_table;
+    switch (o->kind) {
+    case OPERATION_EMBED:
+        return be->ops->embed(be, &o->a.embed);
+    case OPERATION_RMSNORM:
+        return be->ops->rmsnorm(be, &o->a.rmsnorm);
+    case OPERATION_ROPE_TABLE:
+        return be->ops->rope_table(be, r->rows, r->inv_freq, r->head_dim, r->cos_sin);
+    case OPERATION_QUANTISE:
+        return be->ops->quantise(be, &o->a.quantise);
+    case OPERATION_QKV:
+        return be->ops->qkv(be, &o->a.qkv);
+    case OPERATION_ATTENTION:
+        return be->ops->attention(be, &o->a.attention);
+    case OPERATION_RESIDUAL:
+        return be->ops->residual(be, &o->a.residual);
+    case OPERATION_SWIGLU:
+        return be->ops->swiglu(be, &o->a.gemm);
+    case OPERATION_GEMM:
+        return be->ops->gemm(be, &o->a.gemm);
+    case OPERATION_LOGITS:
+        return be->ops->logits(be, &o->a.logits);
+    }
+    return 0;
+}
+
+struct gemm *operation_product(struct operation *o)
+{
+    switch (o->kind) {
+    case OPERATION_QKV:
+        return &o->a.qkv.product;
+    case OPERATION_RESIDUAL:
+        return &o->a.residual.product;
+    case OPERATION_SWIGLU:
+    case OPERATION_GEMM:
+        return &o->a.gemm;
+    default:
+        return NULL;
+    }
+}
