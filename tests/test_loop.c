@@ -17,6 +17,13 @@ static void setup(void)
     toy_open_plain(&toy, REQUESTS, plain);
 }
 
+/* The same loop as on a device: two steps are under way behind the one that is waited for. */
+static void setup_ahead(void)
+{
+    setup();
+    toy.be.ahead = 2;
+}
+
 static void teardown(void)
 {
     toy_close(&toy);
@@ -115,28 +122,38 @@ static int spell(const struct toy_answer *a, int from, int length, char *out)
     return 1;
 }
 
+/* With every draft: under way are then steps of a text that is already cut. */
 START_TEST(a_stop_string_across_steps_ends_where_plain_decoding_ends)
 {
     struct tokenizer *tokenizer = toy_tokenizer();
-    struct toy_draft none = toy_draft("none", NULL), oracle = toy_draft("oracle", "accept=0.8", NULL);
+    const struct toy_draft draft[] = {toy_draft("oracle", "accept=0.8", NULL), toy_draft("none", NULL),
+                                      toy_draft("ngram", "branches=2", NULL)};
     static struct toy_answer expected[TOY_REQUESTS];
+    const int ahead = toy.be.ahead;
     int stopped = 0;
     for (int from = 0; from < 14; from++) { /* steps have up to 9 tokens: some strings lie across a border */
         char text[8];
         const char *const strings[] = {"never said", text};
+        const struct stop_rules stop = {.strings = strings, .n_strings = 2, .tokenizer = tokenizer};
         if (!spell(&plain[from % REQUESTS], from, 1 + from % 5, text))
             continue;
-        struct spec_opts o = deep_opts(&oracle), n = toy_spec_opts(&none);
-        o.stop = n.stop = (struct stop_rules){.strings = strings, .n_strings = 2, .tokenizer = tokenizer};
+        struct spec_opts n = toy_spec_opts(&draft[1]);
+        n.stop = stop;
+        toy.be.ahead = 0;
         toy_run(&toy.model, &n, REQUESTS, NULL, expected);
-        toy_run(&toy.model, &o, REQUESTS, NULL, answer);
-        for (int i = 0; i < REQUESTS; i++) {
-            toy_assert_same(&expected[i], &answer[i], "stop string");
-            struct toy_answer prefix = cut(&plain[i], expected[i].n, expected[i].reason);
-            toy_assert_same(&prefix, &answer[i], "stop string, prefix");
+        toy.be.ahead = ahead;
+        for (size_t d = 0; d < sizeof draft / sizeof *draft; d++) {
+            struct spec_opts o = deep_opts(&draft[d]);
+            o.stop = stop;
+            toy_run(&toy.model, &o, REQUESTS, NULL, answer);
+            for (int i = 0; i < REQUESTS; i++) {
+                toy_assert_same(&expected[i], &answer[i], "stop string");
+                struct toy_answer prefix = cut(&plain[i], expected[i].n, expected[i].reason);
+                toy_assert_same(&prefix, &answer[i], "stop string, prefix");
+            }
+            ck_assert_int_eq(answer[from % REQUESTS].reason, FINISH_STOP_STRING);
+            ck_assert_int_le(answer[from % REQUESTS].n, from + 1 + from % 5);
         }
-        ck_assert_int_eq(answer[from % REQUESTS].reason, FINISH_STOP_STRING);
-        ck_assert_int_le(answer[from % REQUESTS].n, from + 1 + from % 5);
         stopped++;
     }
     ck_assert_int_gt(stopped, 7);
@@ -500,11 +517,40 @@ START_TEST(relaxed_with_delta_0_is_greedy_and_with_more_takes_more)
 }
 END_TEST
 
-int main(void)
+/* Logits without a finite number: the device leaves the text alone and the host says so. */
+static int spoil_logits(struct backend *be, const struct accept *a)
 {
-    Suite *s = suite_create("loop");
-    TCase *c = tcase_create("loop");
-    tcase_add_checked_fixture(c, setup, teardown);
+    for (int i = 0; i < a->vocab; i++)
+        ((float *)a->logits)[i] = NAN;
+    ((struct logit_stats *)a->stats)[0].lse = NAN;
+    return backend_cpu.accept(be, a);
+}
+
+START_TEST(logits_that_are_no_numbers_are_an_error_that_says_where)
+{
+    struct backend_ops broken = backend_cpu;
+    const struct toy_draft none = toy_draft("none", NULL);
+    const struct spec_opts o = toy_spec_opts(&none);
+    struct spec *s = open_loop(&o);
+    struct spec_step step;
+    int prompt[TOY_PROMPT];
+    const struct spec_request r = {prompt, toy_prompt(3, prompt), 20, 0, NULL};
+    broken.accept = spoil_logits;
+    ck_assert_int_eq(spec_submit(s, &r), 0);
+    ck_assert_int_eq(spec_step(s, &step), 0);
+    toy.be.ops = &broken;
+    int rc = 0;
+    for (int i = 0; i < 5 && !rc; i++)
+        rc = spec_step(s, &step);
+    toy.be.ops = &backend_cpu;
+    ck_assert_int_eq(rc, ERR_DEVICE);
+    ck_assert_msg(strstr(err_text(), "finite") != NULL, "%s", err_text());
+    spec_close(s);
+}
+END_TEST
+
+static void add_tests(TCase *c)
+{
     tcase_add_test(c, a_budget_is_met_exactly_by_steps_of_many_tokens);
     tcase_add_test(c, a_stop_token_inside_an_accepted_path_ends_the_answer_there);
     tcase_add_test(c, a_stop_string_across_steps_ends_where_plain_decoding_ends);
@@ -520,7 +566,19 @@ int main(void)
     tcase_add_test(c, the_draft_is_told_what_became_text_and_what_is_still_useful);
     tcase_add_test(c, coupled_noise_is_that_of_the_absolute_position);
     tcase_add_test(c, relaxed_with_delta_0_is_greedy_and_with_more_takes_more);
-    suite_add_tcase(s, c);
+    tcase_add_test(c, logits_that_are_no_numbers_are_an_error_that_says_where);
+}
+
+int main(void)
+{
+    Suite *s = suite_create("loop");
+    TCase *now = tcase_create("loop"), *ahead = tcase_create("loop, steps under way");
+    tcase_add_checked_fixture(now, setup, teardown);
+    tcase_add_checked_fixture(ahead, setup_ahead, teardown);
+    add_tests(now);
+    add_tests(ahead);
+    suite_add_tcase(s, now);
+    suite_add_tcase(s, ahead);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);
     int failures = srunner_ntests_failed(r);

@@ -24,6 +24,22 @@ void toy_step_send(struct toy_step *t);  /* the copy to the backend */
 void toy_step_fetch(struct toy_step *t); /* and back; waits */
 /* A slot's text and state: live, of `n` tokens, that may grow to `end`. */
 void toy_step_text(struct toy_step *t, int slot, const int *tokens, int n, int n_prompt, int end);
+/* Random texts, trees, accepted paths and statistics in the copy: a function of seed. Some slots are not live, some texts about to end. */
+void toy_step_fill(struct toy_step *t, uint32_t seed);
+/* Caches of n layers of two kv heads for its slots, of unit bytes a component, filled with a function of the place; for step_commit. */
+struct toy_cache {
+    struct kv_layer *layers; /* backend */
+    struct kv_layer host[3];
+    int n;
+    size_t bytes;            /* of one array */
+};
+enum { TOY_CACHE_DIM = 16, TOY_CACHE_HEADS = 2 };
+void toy_cache_open(struct toy_cache *c, const struct toy_step *t, int n, enum kv_form form);
+void toy_cache_close(struct toy_cache *c, const struct toy_step *t);
+void toy_cache_fill(struct toy_cache *c, const struct toy_step *t);
+unsigned char toy_cache_byte(int array, size_t i); /* what fill puts at byte i of array 2 * layer + (0 keys, 1 values) */
+/* The operation's arguments. */
+struct step_commit toy_step_commit(const struct toy_step *t, const struct toy_cache *c);
 /* What the copy says of a slot's tree. */
 void toy_step_tree(const struct toy_step *t, int slot, struct tree *out);
 #endif
