@@ -91,6 +91,7 @@ struct backend {
     int prefill_rows;     /* rows that a pass of prefill best has */
     int ahead;            /* steps best enqueued behind the one that is waited for; 0 where operations run when called */
     size_t allocated;     /* bytes of alloc handed out and not released */
+    size_t allocs;        /* calls of alloc and alloc_host */
     size_t syncs;         /* times the host waited for the device: sync, and uploads that found every buffer in use */
     size_t launches;      /* operations of the device enqueued so far; those of a recorded pass count once, when it is recorded */
     size_t cache_bytes;   /* of its last-level cache, 0: not known */

@@ -153,6 +153,7 @@ static int cpu_alloc(struct backend *be, size_t bytes, void **out)
 {
     struct cpu *cpu = cpu_of(be);
     struct block b = {.mapped = bytes >= MAP_FROM_BYTES};
+    be->allocs++;
     TRY(reserve_block(cpu));
     b.bytes = bytes < ALIGN ? ALIGN : (bytes + ALIGN - 1) / ALIGN * ALIGN;
     if (b.bytes < bytes)

@@ -74,6 +74,7 @@ int cuda_alloc(struct backend *be, size_t bytes, void **out)
     struct cuda *c = cuda_of(be);
     struct cuda_block b = {.bytes = round_up(bytes)};
     size_t free_bytes = 0, total = 0;
+    be->allocs++;
     TRY(reserve_block(c));
     cudaError_t rc = b.bytes < bytes ? cudaErrorMemoryAllocation : cudaMalloc(&b.p, b.bytes);
     if (rc == cudaErrorMemoryAllocation) {
@@ -96,6 +97,7 @@ int cuda_alloc_host(struct backend *be, size_t bytes, void **out)
 {
     struct cuda *c = cuda_of(be);
     struct cuda_block b = {.bytes = round_up(bytes), .on_host = 1};
+    be->allocs++;
     TRY(reserve_block(c));
     if (b.bytes < bytes || cudaMallocHost(&b.p, b.bytes) != cudaSuccess) {
         cudaGetLastError();
