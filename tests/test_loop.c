@@ -93,39 +93,10 @@ START_TEST(a_stop_token_inside_an_accepted_path_ends_the_answer_there)
 }
 END_TEST
 
-/* One character a token: ids 0..93 are the printable characters from '!', the others letters from U+00C0. */
-static struct tokenizer *toy_tokenizer(void)
-{
-    char json[4096];
-    int n = snprintf(json, sizeof json,
-                     "{\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false},"
-                     "\"decoder\": {\"type\": \"ByteLevel\"}, \"model\": {\"type\": \"BPE\", \"merges\": [], "
-                     "\"vocab\": {");
-    for (int i = 0; i < TOY_VOCAB; i++)
-        n += snprintf(json + n, sizeof json - (size_t)n, "%s\"\\u%04x\": %d", i ? ", " : "",
-                      i < 94 ? '!' + i : 0xC0 + i - 94, i);
-    n += snprintf(json + n, sizeof json - (size_t)n, "}}}");
-    struct tokenizer *t = NULL;
-    ck_assert_msg(tokenizer_parse(&t, json, (size_t)n, "toy tokenizer") == 0, "%s", err_text());
-    return t;
-}
-
-/* Tokens [from, from + length) of a plain answer as text, if they are plain characters. */
-static int spell(const struct toy_answer *a, int from, int length, char *out)
-{
-    for (int i = 0; i < length; i++) {
-        if (a->tokens[from + i] >= 94)
-            return 0;
-        out[i] = (char)('!' + a->tokens[from + i]);
-    }
-    out[length] = 0;
-    return 1;
-}
-
 /* With every draft: under way are then steps of a text that is already cut. */
 START_TEST(a_stop_string_across_steps_ends_where_plain_decoding_ends)
 {
-    struct tokenizer *tokenizer = toy_tokenizer();
+    struct tokenizer *tokenizer = toy_letters();
     const struct toy_draft draft[] = {toy_draft("oracle", "accept=0.8", NULL), toy_draft("none", NULL),
                                       toy_draft("ngram", "branches=2", NULL)};
     static struct toy_answer expected[TOY_REQUESTS];
@@ -135,7 +106,7 @@ START_TEST(a_stop_string_across_steps_ends_where_plain_decoding_ends)
         char text[8];
         const char *const strings[] = {"never said", text};
         const struct stop_rules stop = {.strings = strings, .n_strings = 2, .tokenizer = tokenizer};
-        if (!spell(&plain[from % REQUESTS], from, 1 + from % 5, text))
+        if (!toy_spell(&plain[from % REQUESTS], from, 1 + from % 5, text))
             continue;
         struct spec_opts n = toy_spec_opts(&draft[1]);
         n.stop = stop;

@@ -5,6 +5,7 @@
 #include "kernels/philox.h"
 #include "tests/expect.h"
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -191,4 +192,31 @@ int toy_reference(void *ctx, uint32_t request, const int **tokens)
         return 0;
     *tokens = a[request].tokens;
     return a[request].n;
+}
+
+struct tokenizer *toy_letters(void)
+{
+    char json[4096];
+    int n = snprintf(json, sizeof json,
+                     "{\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false},"
+                     "\"decoder\": {\"type\": \"ByteLevel\"}, \"model\": {\"type\": \"BPE\", \"merges\": [], "
+                     "\"vocab\": {");
+    for (int i = 0; i < TOY_VOCAB; i++)
+        n += snprintf(json + n, sizeof json - (size_t)n, "%s\"\\u%04x\": %d", i ? ", " : "",
+                      i < 94 ? '!' + i : 0xC0 + i - 94, i);
+    n += snprintf(json + n, sizeof json - (size_t)n, "}}}");
+    struct tokenizer *t = NULL;
+    EXPECT_MSG(tokenizer_parse(&t, json, (size_t)n, "toy tokenizer") == 0, "%s", err_text());
+    return t;
+}
+
+int toy_spell(const struct toy_answer *a, int from, int length, char *out)
+{
+    for (int i = 0; i < length; i++) {
+        if (a->tokens[from + i] >= 94)
+            return 0;
+        out[i] = (char)('!' + a->tokens[from + i]);
+    }
+    out[length] = 0;
+    return 1;
 }

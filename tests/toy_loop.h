@@ -36,6 +36,11 @@ void toy_run(struct model *m, const struct spec_opts *o, int n, const int *max_t
 /* The same tokens, log probabilities bit for bit, and end. */
 void toy_assert_same(const struct toy_answer *a, const struct toy_answer *b, const char *what);
 
+/* For stop strings. One character a token: ids 0..93 are the printable characters from '!', the others letters from U+00C0. */
+struct tokenizer *toy_letters(void);
+/* Tokens [from, from + length) of an answer as text; 0 when one is not of the first kind. */
+int  toy_spell(const struct toy_answer *a, int from, int length, char *out);
+
 /* A spec_opts.reference whose context is an array of TOY_REQUESTS answers. */
 int  toy_reference(void *ctx, uint32_t request, const int **tokens);
 #endif
