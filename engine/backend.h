@@ -24,6 +24,17 @@ struct backend_opts {
     int eager;       /* 1: passes are enqueued operation by operation, never as a recorded graph; the CPU ignores it */
 };
 
+/* The product of a vendor's library that ours are compared with. What the operands hold does not matter, their sizes do. */
+struct rival {
+    int n, k, rows;
+    enum matrix_form form;     /* of both operands: its FP8 products have FP8 inputs */
+    int accumulate;            /* y += */
+    const void *w, *x;         /* [n, k]; [rows, k], room for 16 rows at least */
+    void *scratch;             /* [bytes] the result and whatever the library needs */
+    size_t bytes;              /* out of rival_ask */
+    int choices, choice;       /* out of rival_ask: ways that it proposes; which one, from 0 */
+};
+
 /* What a pass is recorded under: all operations between pass_begin and pass_end are the same whenever the key is. */
 struct pass_key {
     const void *owner; /* whose buffers they name */
@@ -80,6 +91,8 @@ struct backend_ops {
      * marks gives stamps 0..n-1, all of them set since, in ns from an origin of their own. */
     int  (*mark)(struct backend *be, int i);
     int  (*marks)(struct backend *be, int n, int64_t *ns);
+    int  (*rival_ask)(struct backend *be, struct rival *a); /* choices 0: there is no such library for this backend or this shape */
+    int  (*rival)(struct backend *be, const struct rival *a);
 };
 enum { BACKEND_MARKS = 1025 };
 

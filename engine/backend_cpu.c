@@ -438,6 +438,20 @@ static int cpu_marks(struct backend *be, int n, int64_t *ns)
     return 0;
 }
 
+static int cpu_rival_ask(struct backend *be, struct rival *a)
+{
+    (void)be;
+    a->choices = 0;
+    a->bytes = 0;
+    return 0;
+}
+
+static int cpu_rival(struct backend *be, const struct rival *a)
+{
+    (void)a;
+    FAIL(ERR_LIMIT, "%s has no library of products to compare with", be->device);
+}
+
 const struct backend_ops backend_cpu = {
     .name = "cpu",
     .describe = cpu_describe,
@@ -480,4 +494,6 @@ const struct backend_ops backend_cpu = {
     .poll = cpu_poll,
     .mark = cpu_mark,
     .marks = cpu_marks,
+    .rival_ask = cpu_rival_ask,
+    .rival = cpu_rival,
 };

@@ -293,4 +293,6 @@ const struct backend_ops backend_cuda = {
     .poll = cuda_poll,
     .mark = cuda_mark,
     .marks = cuda_marks,
+    .rival_ask = cuda_rival_ask,
+    .rival = cuda_rival,
 };

@@ -38,7 +38,7 @@ static void *middle_of(const struct gemm *a)
 }
 
 /* cuBLASLt is loaded by the first product that needs it. */
-static int open_lt(struct cuda *c)
+int cuda_open_lt(struct cuda *c)
 {
     char why[GEMM_LT_WHY] = "";
     if (c->lt || gemm_lt_open(&c->lt, why) == 0)
@@ -67,7 +67,7 @@ static int product(struct backend *be, const struct gemm *a, void *y, enum gemm_
                                       .accumulate = a->accumulate,
                                       .workspace = a->scratch};
     char why[GEMM_LT_WHY] = "";
-    TRY(open_lt(c));
+    TRY(cuda_open_lt(c));
     TRY(cuda_launched(be, unpack_cuda(&unpack, c->stream),
                       (struct cuda_launch){"unpacking for a product", a->rows, p.n, p.k}));
     if (gemm_lt_run(c->lt, &p, c->stream, why))
