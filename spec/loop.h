@@ -1,7 +1,10 @@
 /* loop: speculative decoding. One step drafts a tree for every active sequence, verifies all trees in one pass of the
- * target, accepts by the rule, commits the cache and tells the draft. The last token of a text, the root, has no cache cell yet:
+ * target, accepts by the rule and commits text and cache. The last token of a text, the root, has no cache cell yet:
  * it is verified as the first row of its tree, so the prompt's last token starts the very same loop and the first
  * step already emits. Plain decoding is this loop with a draft that proposes nothing.
+ * All of a step happens on the backend, in its memory, as one list of operations; the host enqueues steps (a device: up to two behind the one it
+ * waits for), reads a ring of records, and decides nothing but where a stop string ends an answer. Drafts that propose on the host are
+ * the exception: with them every step is drained before the next.
  * Requests join when a slot is free and leave when done (continuous batching); an answer's bits do not depend on its neighbours. */
 #ifndef SPEC_LOOP_H
 #define SPEC_LOOP_H
@@ -32,8 +35,14 @@ struct step_record {
     int proposed, depth;   /* nodes, and depth of the deepest */
     int accepted, emitted; /* nodes on the accepted path; tokens that became text, bonus included */
     unsigned flags;
-    int pass_rows, pass_seqs; /* rows and sequences of the pass this step was part of */
-    int64_t ns_draft, ns_verify, ns_accept, ns_host, ns_total; /* of the pass, shared by its sequences; host = total - the others */
+    int pass_rows, pass_seqs; /* rows and sequences of the pass this step was part of, answers that a stop string had cut meanwhile included */
+    /* Of the pass, shared by its sequences, by the backend's clock (CPU: the host's; CUDA: the GPU's, read by the step's own kernels):
+     *   draft    proposing and laying the rows; a host strategy: the host's time for propose, trees' upload and observe as well
+     *   verify   the pass of the target
+     *   accept   the rule, what the trace records of nodes, and committing text and cache
+     *   total    to the step's end, from whichever was last: the end of the step before, of a prefill in between, or the host beginning to enqueue it
+     *   host     total - the others: the device waited for the host */
+    int64_t ns_draft, ns_verify, ns_accept, ns_host, ns_total;
     const int *tokens;     /* [emitted] */
     const float *log_p;    /* [emitted], as node_record.log_p */
     const struct node_record *nodes; /* [proposed], NULL with TRACE_STEPS */
@@ -52,8 +61,8 @@ struct spec_finished {
     enum finish reason;
     const int *tokens;     /* [n] the answer, valid until the slot is used again */
     int n, steps;
-    int64_t ns_prefill;    /* prompt processing alone */
-    int64_t ns_first;      /* from submission to the first emitted token */
+    int64_t ns_prefill;    /* prompt processing alone, by the backend's clock */
+    int64_t ns_first;      /* from submission to the end of the step that emitted the first token, steps under way before it included */
     int64_t ns_decode;     /* from the first step's end to the last step's end */
 };
 
@@ -76,9 +85,9 @@ int  spec_open(struct spec **out, struct model *m, const struct spec_opts *opts)
 void spec_close(struct spec *s); /* accepts NULL */
 int  spec_free_slots(const struct spec *s);
 int  spec_active(const struct spec *s);
-/* Take a request into a free slot and prefill its prompt. ERR_LIMIT: the prompt, or prompt + max_tokens, exceeds cap. */
+/* Take a request into a free slot and enqueue its prompt's prefill. ERR_LIMIT: the prompt, or prompt + max_tokens, exceeds cap. */
 int  spec_submit(struct spec *s, const struct spec_request *r);
-/* One step of all active sequences. records [n_records <= slots] and finished [n_finished] are lent until the next call. After
+/* The next step of all active sequences. records [n_records <= slots] and finished [n_finished] are lent until the next call. After
  * an error the sequences are undefined: spec_abort or spec_close. */
 struct spec_step {
     const struct step_record *records;

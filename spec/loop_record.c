@@ -106,6 +106,17 @@ static void set_clock(struct spec *s, const struct step_head *h, const struct en
         s->clock_offset = most;
 }
 
+/* When the device could have begun it: the step before was over, and the prompts that joined for it, and the
+ * host had asked. */
+static int64_t start_of(const struct spec *s, const struct enqueued *q, int n)
+{
+    int64_t start = max_ns(s->last_end, q->started - s->clock_offset);
+    for (int i = 0; i < n; i++)
+        if (s->records[i].flags & STEP_FIRST)
+            start = max_ns(start, s->prefill_clock[2 * (size_t)s->records[i].slot + 1]);
+    return start;
+}
+
 /* Times of the step, told by all its records. */
 static void time_records(struct spec *s, const struct step_entry *e, int n)
 {
@@ -115,10 +126,10 @@ static void time_records(struct spec *s, const struct step_entry *e, int n)
     struct step_record times = {.ns_draft = max_ns(0, at[STEP_VERIFY] - at[STEP_BEGIN]),
                                 .ns_verify = max_ns(0, at[STEP_ACCEPT] - at[STEP_VERIFY]),
                                 .ns_accept = max_ns(0, at[STEP_END] - at[STEP_ACCEPT])};
-    const int64_t start = max_ns(s->last_end, q->started - s->clock_offset);
     if (s->opts.draft->needs & DRAFT_HOST)
         times.ns_draft += proposing;
-    times.ns_host = max_ns(0, at[STEP_END] - start - times.ns_draft - times.ns_verify - times.ns_accept);
+    times.ns_host =
+        max_ns(0, at[STEP_END] - start_of(s, q, n) - times.ns_draft - times.ns_verify - times.ns_accept);
     times.ns_total = times.ns_host + times.ns_draft + times.ns_verify + times.ns_accept;
     s->last_end = at[STEP_END];
     for (int i = 0; i < n; i++) {
