@@ -3,6 +3,7 @@
 #include "experiments/analyze.h"
 #include "engine/err.h"
 #include "engine/log.h"
+#include "experiments/analyze_score.h"
 #include "experiments/commands.h"
 #include "experiments/display.h"
 #include "experiments/join.h"
@@ -136,47 +137,59 @@ static int new_group(const struct summary *s, int i)
     return i && b && (!a || strcmp(a, b));
 }
 
+static void fill_positions(struct table *p, const struct report *r, const struct summary_row *row)
+{
+    const struct metrics_sums *m = &row->sums;
+    for (int d = 1, depth = metrics_depth(m); d <= depth; d++) {
+        begin_row(p, r, row);
+        if (d == 1 && p->n_rows > 1)
+            table_break(p);
+        table_number(p, "position", d);
+        table_number(p, "proposed_steps", (double)m->at_depth[d]);
+        table_number(p, "tried_steps", (double)m->tried_depth[d]);
+        table_number(p, "accepted_steps", (double)m->accepted_depth[d]);
+        table_number(p, "unconditional", metrics_unconditional(m, d));
+        table_number(p, "conditional", metrics_conditional(m, d));
+    }
+}
+
 static void fill_tables(struct report *r)
 {
-    struct table *x = &r->results, *p = &r->positions;
+    struct table *x = &r->results;
     for (int i = 0; i < r->summary.n; i++) {
         const struct summary_row *row = &r->summary.rows[i];
-        const struct metrics_sums *m = &row->sums;
         begin_row(x, r, row);
         if (new_group(&r->summary, i))
             table_break(x);
+        if (trace_is_scored(r->t)) {
+            analyze_score_cells(x, r->t, row);
+            continue;
+        }
         table_text(x, "strategy", r->t->arms[row->arm].strategy);
         table_text(x, "rule", r->t->arms[row->arm].rule);
         if (row->baseline >= 0)
             table_text(x, "baseline", r->t->arms[row->baseline].label);
         acceptance_cells(x, row);
         speed_cells(x, row);
-        for (int d = 1, depth = metrics_depth(m); d <= depth; d++) {
-            begin_row(p, r, row);
-            if (d == 1 && p->n_rows > 1)
-                table_break(p);
-            table_number(p, "position", d);
-            table_number(p, "proposed_steps", (double)m->at_depth[d]);
-            table_number(p, "tried_steps", (double)m->tried_depth[d]);
-            table_number(p, "accepted_steps", (double)m->accepted_depth[d]);
-            table_number(p, "unconditional", metrics_unconditional(m, d));
-            table_number(p, "conditional", metrics_conditional(m, d));
-        }
+        fill_positions(&r->positions, r, row);
     }
 }
 
+static const char run_legend[] = "AL: tokens per verification step, bonus included; drafted: over steps that "
+                                 "had a draft; speed: decoding after "
+                                 "the first step; speed-up: against none on the same prompts.";
+
 static void print_legend(const struct report *r, FILE *out)
 {
-    char text[512];
+    char text[1024];
     int64_t prompts = r->summary.n ? r->summary.rows[0].prompts : 0;
     for (int i = 1; i < r->summary.n && !r->summary.rows[i].group; i++)
         prompts = r->summary.rows[i].prompts > prompts ? r->summary.rows[i].prompts : prompts;
     snprintf(text, sizeof text,
-             "AL: tokens per verification step, bonus included; drafted: over steps that had a draft; speed: "
-             "decoding after "
-             "the first step; speed-up: against none on the same prompts. [95 %%]: percentile bootstrap over "
-             "%" PRId64 " prompts, arms paired, B=%d, seed %" PRIu64 ".",
-             prompts, r->opts->summary.resampling.replicates, r->opts->summary.resampling.seed);
+             "%s [95 %%]: percentile bootstrap over %" PRId64 " prompts, arms paired, B=%d, seed %" PRIu64
+             ".",
+             trace_is_scored(r->t) ? analyze_score_legend : run_legend, prompts,
+             r->opts->summary.resampling.replicates, r->opts->summary.resampling.seed);
     display_paragraph(text, 0, DISPLAY_WIDTH, out);
 }
 
@@ -198,11 +211,12 @@ static unsigned speed_view(const struct report *r)
 
 static int print_text(const struct report *r, FILE *out)
 {
+    int scored = trace_is_scored(r->t);
     TRY(source_print(r->t, out));
     fputc('\n', out);
-    TRY(table_print_text(&r->results, ACCEPTANCE, DISPLAY_WIDTH, out));
+    TRY(table_print_text(&r->results, scored ? ANALYZE_SCORE_FIT : ACCEPTANCE, DISPLAY_WIDTH, out));
     fputc('\n', out);
-    TRY(table_print_text(&r->results, speed_view(r), DISPLAY_WIDTH, out));
+    TRY(table_print_text(&r->results, scored ? ANALYZE_SCORE_NEAR : speed_view(r), DISPLAY_WIDTH, out));
     if (r->opts->positions && r->positions.n_rows) {
         fputc('\n', out);
         TRY(table_print_text(&r->positions, ACCEPTANCE, DISPLAY_WIDTH, out));
@@ -260,7 +274,10 @@ int analyze_trace(const struct trace *t, const struct analyze_opts *opts, FILE *
     static int (*const print[])(const struct report *r, FILE *out) = {
         [ANALYZE_TEXT] = print_text, [ANALYZE_JSON] = print_json, [ANALYZE_CSV] = print_csv};
     struct report r = {.t = t, .opts = opts};
-    table_init(&r.results, result_columns, sizeof result_columns / sizeof *result_columns);
+    if (trace_is_scored(t))
+        table_init(&r.results, analyze_score_columns, analyze_score_n_columns);
+    else
+        table_init(&r.results, result_columns, sizeof result_columns / sizeof *result_columns);
     table_init(&r.positions, position_columns, sizeof position_columns / sizeof *position_columns);
     int rc = summary_init(&r.summary, t, &opts->summary);
     if (rc)
@@ -285,7 +302,7 @@ static int analyze_files(const char *const *path, int n, const struct analyze_op
     struct trace all = {0}, part = {0};
     int rc = 0;
     for (int i = 0; i < n && !rc; i++) {
-        rc = trace_read(&part, path[i], TRACE_READ_STEPS);
+        rc = trace_read(&part, path[i], TRACE_READ_STEPS | TRACE_READ_SCORES);
         if (!rc)
             rc = join_append(&all, &part);
     }
@@ -377,11 +394,15 @@ int command_analyze(int argc, char **argv)
         {"bootstrap", 'B', "N", 0, "replicates behind an interval (default 2000)", 0},
         {"seed", 's', "N", 0, "of the bootstrap (default 1)", 0},
         {0}};
-    static const struct argp argp = {
-        options,   parse_option,
-        "FILE...", "Print acceptance and speed of a run. Several files, such as its slices, are read as one.",
-        0,         0,
-        0};
+    static const struct argp argp = {options,
+                                     parse_option,
+                                     "FILE...",
+                                     "Print acceptance and speed of a run; of one that scored answers, "
+                                     "perplexity and how near each arm is to the "
+                                     "reference. Several files, such as its slices, are read as one.",
+                                     0,
+                                     0,
+                                     0};
     struct invocation q = {.opts = analyze_defaults(), .path = calloc((size_t)argc + 1, sizeof *q.path)};
     if (!q.path)
         FAIL(ERR_MEMORY, "no memory for %d arguments", argc);

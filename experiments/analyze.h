@@ -6,7 +6,7 @@
  *              trace_level, config}
  *   method     {interval: "percentile bootstrap over prompts", level, replicates, seed}
  *   results    [one object for every arm and group; its keys are the columns of the CSV form; intervals are {value, lo, hi}]
- *   positions  [one object for every arm, group and depth]
+ *   positions  [one object for every arm, group and depth; none for scored answers]
  *   notes      [sentences]
  * A group is null for all prompts together. New keys may come; these keep name and meaning while schema_version is 1. */
 #ifndef EXPERIMENTS_ANALYZE_H
@@ -23,7 +23,7 @@ struct analyze_opts {
 };
 struct analyze_opts analyze_defaults(void); /* text, all prompts together, 2000 replicates, seed 1, 95 % */
 
-/* t holds steps. */
+/* t holds steps and scores. */
 int analyze_trace(const struct trace *t, const struct analyze_opts *opts, FILE *out);
 /* `specbed analyze PATH`: the file's text form with the defaults. */
 int analyze_print(const char *path, FILE *out);

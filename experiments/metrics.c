@@ -148,3 +148,37 @@ double metrics_identical(const struct metrics_sums *m)
 {
     return ratio((double)m->identical, (double)m->compared);
 }
+
+void metrics_scores_add(struct metrics_scores *into, const struct metrics_scores *x)
+{
+    into->tokens += x->tokens;
+    into->top1 += x->top1;
+    into->agree += x->agree;
+    into->nll += x->nll;
+    into->entropy += x->entropy;
+    into->kl += x->kl;
+}
+
+void metrics_scores_request(struct metrics_scores *m, const struct trace *t, int64_t request)
+{
+    const struct trace_request *r = &t->requests[request];
+    for (int64_t i = 0; i < r->tokens; i++) {
+        const struct trace_score *s = &t->scores[r->score_begin + i];
+        m->tokens++;
+        m->top1 += s->top1 != 0;
+        m->agree += s->agree != 0;
+        m->nll -= (double)s->log_p;
+        m->entropy += (double)s->entropy;
+        m->kl += (double)s->kl;
+    }
+}
+
+double metrics_perplexity(const double *sums)
+{
+    return exp(ratio(sums[0], sums[1]));
+}
+
+double metrics_perplexity_ratio(const double *sums)
+{
+    return exp(ratio(sums[0], sums[1]) - ratio(sums[2], sums[3]));
+}

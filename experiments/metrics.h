@@ -50,4 +50,16 @@ double metrics_tokens_per_s(const struct metrics_sums *m);
 /* Most times faster than plain decoding that these steps can be, as a step costs at least a plain one: tokens per later step. */
 double metrics_speedup_bound(const struct metrics_sums *m);
 double metrics_identical(const struct metrics_sums *m); /* identical / compared */
+
+/* Sums over the tokens of scored answers. Every token counts once, whatever the length of its answer. */
+struct metrics_scores {
+    int64_t tokens, top1, agree;
+    double nll, entropy, kl; /* nll: of -log p */
+};
+void metrics_scores_add(struct metrics_scores *into, const struct metrics_scores *x);
+void metrics_scores_request(struct metrics_scores *m, const struct trace *t, int64_t request); /* t holds scores */
+/* sums {nll, tokens}: exp(nll / tokens), Jelinek, Mercer, Bahl and Baker 1977; llama-perplexity's PPL, of answers instead of a corpus. */
+double metrics_perplexity(const double *sums);
+/* sums {nll, tokens, nll, tokens}: perplexity over another's; llama-perplexity's PPL(Q) / PPL(base). */
+double metrics_perplexity_ratio(const double *sums);
 #endif

@@ -43,7 +43,12 @@ static int note_baseline(struct notes *n, const struct trace *t, const struct su
     int lost = 0;
     for (int i = 0; i < s->n; i++)
         lost += !s->rows[i].group && s->rows[i].baseline < 0;
-    if (lost)
+    if (lost && trace_is_scored(t))
+        TRY(add(n,
+                "no perplexity to compare with for %d arm%s: that takes an arm with the same settings and "
+                "model.weights, activations and kv bf16.",
+                lost, lost == 1 ? "" : "s"));
+    else if (lost)
         TRY(add(n,
                 "no speed-up for %d arm%s: it is measured against an arm of strategy none with the same "
                 "settings on the same "
@@ -55,12 +60,12 @@ static int note_baseline(struct notes *n, const struct trace *t, const struct su
         if (r->group || r->baseline < 0 || r->baseline == r->arm)
             continue;
         if (r->mixed)
-            TRY(add(n, "%s is compared with %s, whose settings differ in more than the draft.", label,
-                    t->arms[r->baseline].label));
+            TRY(add(n, "%s is compared with %s, whose settings differ in more than %s.", label,
+                    t->arms[r->baseline].label, trace_is_scored(t) ? "the model's numbers" : "the draft"));
         if (r->sums.compared < r->sums.requests)
-            TRY(add(
-                n, "%s: %lld of %lld requests have a partner in %s; speed-up and identity are over these.",
-                label, (long long)r->sums.compared, (long long)r->sums.requests, t->arms[r->baseline].label));
+            TRY(add(n, "%s: %lld of %lld requests have a partner in %s; %s over these.", label,
+                    (long long)r->sums.compared, (long long)r->sums.requests, t->arms[r->baseline].label,
+                    trace_is_scored(t) ? "the ratio of perplexities is" : "speed-up and identity are"));
     }
     return 0;
 }

@@ -244,7 +244,7 @@ static int register_arm(struct cell *c)
     if (!config)
         FAIL(ERR_MEMORY, "cell '%s': out of memory", c->label);
     struct trace_arm arm = {c->label, c->cfg.draft.strategy, c->cfg.sampling.rule,
-                            accept_rule_find(c->cfg.sampling.rule)->lossy, config};
+                            !config_scores(&c->cfg) && accept_rule_find(c->cfg.sampling.rule)->lossy, config};
     int rc = record_arm(c->run->record, &arm, &c->arm);
     free(config);
     return rc;

@@ -3,17 +3,10 @@
 #include "experiments/summary.h"
 #include "engine/err.h"
 #include "experiments/baseline.h"
+#include "experiments/summary_score.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* A request and what it is sorted by. */
-struct item {
-    int64_t row, partner; /* partner: the baseline arm's answer to the same request, -1: none */
-    const char *group;
-    int32_t arm, prompt; /* prompt: index of the prompt, over turns */
-    uint32_t request;
-};
 
 /* Everything a row needs while it is made; allocated once for the largest. */
 struct work {
@@ -21,14 +14,14 @@ struct work {
     const struct summary_opts *opts;
     int *baseline; /* owned [n_arms], as baseline_find */
     int *mixed;
-    struct item *items; /* owned [n_requests] */
-    double *values;     /* owned [max(n_steps, 2 n_requests)] times to be sorted; starts and ends */
-    double *al, *pair;  /* owned [n_requests, 2], [n_requests, 4] sums by prompt */
+    struct summary_item *items; /* owned [n_requests] */
+    double *values;             /* owned [max(n_steps, 2 n_requests)] times to be sorted; starts and ends */
+    double *al, *pair;          /* owned [n_requests, 2], [n_requests, 4] sums by prompt */
 };
 
 static int compare_request(const void *pa, const void *pb)
 {
-    const struct item *a = pa, *b = pb;
+    const struct summary_item *a = pa, *b = pb;
     if (a->arm != b->arm)
         return a->arm < b->arm ? -1 : 1;
     return (a->request > b->request) - (a->request < b->request);
@@ -36,7 +29,7 @@ static int compare_request(const void *pa, const void *pb)
 
 static int compare_table(const void *pa, const void *pb)
 {
-    const struct item *a = pa, *b = pb;
+    const struct summary_item *a = pa, *b = pb;
     int c = a->group && b->group ? strcmp(a->group, b->group) : 0;
     if (c)
         return c;
@@ -52,11 +45,11 @@ static int index_requests(struct work *w)
     const struct trace *t = w->t;
     for (int64_t i = 0; i < t->n_requests; i++) {
         const struct trace_request *r = &t->requests[i];
-        w->items[i] = (struct item){.row = i,
-                                    .partner = -1,
-                                    .arm = r->arm,
-                                    .prompt = t->prompts[r->prompt].index,
-                                    .request = r->request};
+        w->items[i] = (struct summary_item){.row = i,
+                                            .partner = -1,
+                                            .arm = r->arm,
+                                            .prompt = t->prompts[r->prompt].index,
+                                            .request = r->request};
     }
     qsort(w->items, (size_t)t->n_requests, sizeof *w->items, compare_request);
     for (int64_t i = 1; i < t->n_requests; i++)
@@ -68,8 +61,8 @@ static int index_requests(struct work *w)
                  t->path, t->arms[w->items[i].arm].label, w->items[i].request, w->items[i].prompt,
                  (long long)w->items[i - 1].row, (long long)w->items[i].row);
     for (int64_t i = 0; i < t->n_requests; i++) {
-        struct item key = {.arm = w->baseline[w->items[i].arm], .request = w->items[i].request};
-        const struct item *found =
+        struct summary_item key = {.arm = w->baseline[w->items[i].arm], .request = w->items[i].request};
+        const struct summary_item *found =
             bsearch(&key, w->items, (size_t)t->n_requests, sizeof key, compare_request);
         w->items[i].partner = found ? found->row : -1;
     }
@@ -89,7 +82,7 @@ static int compare_start(const void *a, const void *b)
 }
 
 /* Time in which at least one of the requests was running: the union of [submission, last token]. */
-static double busy_ns(struct work *w, const struct item *items, int64_t n)
+static double busy_ns(struct work *w, const struct summary_item *items, int64_t n)
 {
     double(*span)[2] = (double(*)[2])w->values;
     for (int64_t i = 0; i < n; i++) {
@@ -109,7 +102,7 @@ static double busy_ns(struct work *w, const struct item *items, int64_t n)
     return busy;
 }
 
-static void times(struct work *w, const struct item *items, int64_t n, struct summary_row *row)
+static void times(struct work *w, const struct summary_item *items, int64_t n, struct summary_row *row)
 {
     const struct trace *t = w->t;
     double busy = busy_ns(w, items, n);
@@ -127,7 +120,8 @@ static void times(struct work *w, const struct item *items, int64_t n, struct su
 }
 
 /* Adds a pair of answers to its prompt's sums: later tokens and decode time of both arms. */
-static void add_pair(const struct trace *t, const struct item *it, double *sums, struct metrics_sums *arm)
+static void add_pair(const struct trace *t, const struct summary_item *it, double *sums,
+                     struct metrics_sums *arm)
 {
     struct metrics_sums plain = {0};
     metrics_request(arm, t, it->row);
@@ -140,7 +134,7 @@ static void add_pair(const struct trace *t, const struct item *it, double *sums,
 }
 
 /* One prompt: its turns and repeats, n items. */
-static void add_prompt(struct work *w, const struct item *items, int64_t n, struct summary_row *row,
+static void add_prompt(struct work *w, const struct summary_item *items, int64_t n, struct summary_row *row,
                        struct metrics_sums *paired)
 {
     double *al = w->al + 2 * row->prompts, *pair = w->pair + 4 * row->paired_prompts;
@@ -166,7 +160,7 @@ static void add_prompt(struct work *w, const struct item *items, int64_t n, stru
 }
 
 /* items [n]: all of one arm and group, ordered by prompt. */
-static int make_row(struct work *w, const struct item *items, int64_t n, struct summary_row *out)
+static int make_row(struct work *w, const struct summary_item *items, int64_t n, struct summary_row *out)
 {
     struct summary_row row = {.arm = items->arm,
                               .baseline = w->baseline[items->arm],
@@ -182,6 +176,8 @@ static int make_row(struct work *w, const struct item *items, int64_t n, struct 
     TRY(stats_bootstrap(w->al, row.prompts, 2, stats_ratio, r, &row.al));
     TRY(stats_bootstrap(w->pair, row.paired_prompts, 4, stats_ratio_of_rates, r, &row.speedup));
     row.bound = metrics_speedup_bound(&paired);
+    if (trace_is_scored(w->t))
+        TRY(summary_score(&row.scores, w->t, items, n, r));
     times(w, items, n, &row);
     *out = row;
     return 0;
@@ -193,9 +189,9 @@ static int add_rows(struct summary *s, struct work *w)
     int64_t n = w->t->n_requests;
     qsort(w->items, (size_t)n, sizeof *w->items, compare_table);
     for (int64_t i = 0, end; i < n; i = end) {
-        const struct item *a = &w->items[i];
+        const struct summary_item *a = &w->items[i];
         for (end = i + 1; end < n; end++) {
-            const struct item *b = &w->items[end];
+            const struct summary_item *b = &w->items[end];
             if (b->arm != a->arm || (a->group && strcmp(a->group, b->group)))
                 break;
         }

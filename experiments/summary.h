@@ -15,6 +15,16 @@ struct summary_quantiles {
     double median, p90; /* ns; NaN: no values */
 };
 
+/* Of scored answers. Against the baseline: over the requests that both arms scored. */
+struct summary_scores {
+    struct metrics_scores sums;
+    struct stats_interval perplexity; /* metrics_perplexity */
+    struct stats_interval ratio;      /* metrics_perplexity_ratio to the baseline's; NaN: no baseline */
+    struct stats_interval agreement;  /* agree / tokens: llama-perplexity's "same top p" */
+    struct stats_interval kl;         /* kl / tokens: its mean KL divergence */
+    double kl_p99;                    /* over tokens */
+};
+
 struct summary_row {
     int arm;
     int baseline;             /* the arm it is compared with, itself for that arm, -1: none there */
@@ -32,6 +42,7 @@ struct summary_row {
     double aggregate;         /* tokens/s of all sequences together: tokens / time in which at least one request was running */
     struct summary_quantiles ttft; /* over requests: submission to first token */
     struct summary_quantiles step; /* over steps; a pass of several sequences counts once for each */
+    struct summary_scores scores;  /* of a trace with scores, else zeroed */
 };
 
 struct summary {
@@ -39,7 +50,7 @@ struct summary {
     int n;
 };
 
-/* t holds steps, and keeps what trace_read promises. ERR_FORMAT: one arm answers one request twice; ERR_MEMORY. */
+/* t holds steps and scores, and keeps what trace_read promises. ERR_FORMAT: one arm answers one request twice; ERR_MEMORY. */
 int  summary_init(struct summary *s, const struct trace *t, const struct summary_opts *opts);
 void summary_deinit(struct summary *s); /* a zeroed struct is fine */
 #endif
