@@ -37,6 +37,7 @@ struct bench {
     double ceiling;  /* bytes a second that the device reads */
     double peak_mib; /* resident memory of the process before the ceiling was measured */
     double device_mib; /* likewise of the backend's allocations */
+    int no_rival;      /* 1: there is no library to compare products with, and that was said */
 };
 
 /* Seconds a pass, of single passes. */

@@ -4,6 +4,7 @@
  * follow, until what is read before anything comes again is four caches long. What is timed is therefore the
  * operation in its rhythm, start of the next one overlapped as in a step. */
 #include "engine/err.h"
+#include "engine/log.h"
 #include "experiments/bench.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -221,6 +222,68 @@ static int time_rotation(struct bench *b, struct rotation *r, struct bench_stage
     return 0;
 }
 
+/* One way of the library's to multiply what the list multiplies. */
+struct contest {
+    const struct rotation *r;
+    struct rival rival; /* all but w */
+};
+
+static int enqueue_rival(struct bench *b, const void *arg)
+{
+    const struct contest *c = arg;
+    for (int l = 0; l < c->r->loops; l++)
+        for (int i = 0; i < c->r->n; i++) {
+            struct rival a = c->rival;
+            a.w = operation_product(&c->r->list[i])->w->data;
+            TRY(b->tap.be.ops->rival(&b->tap.be, &a));
+        }
+    return 0;
+}
+
+/* Once outside of a recorded pass, where a library may still load its code. */
+static int time_choices(struct bench *b, struct contest *c, struct bench_stage *out)
+{
+    struct rival *a = &c->rival;
+    for (a->choice = 0; a->choice < a->choices; a->choice++) {
+        const struct bench_pass p = {.enqueue = enqueue_rival, .arg = c, .key = {a, a->rows, 0, 0}};
+        struct bench_time time;
+        TRY(enqueue_rival(b, c));
+        TRY(bench_time_passes(b, &p, &time, NULL));
+        const double one = time.median / (c->r->n * c->r->loops);
+        if (out->rival == 0 || one < out->rival)
+            out->rival = one;
+    }
+    return 0;
+}
+
+/* The best of what the vendor's library proposes, in the same rotation. That there is none is no failure. */
+static int time_rival(struct bench *b, const struct rotation *r, struct bench_stage *out)
+{
+    struct backend *be = &b->tap.be;
+    const struct gemm *first = operation_product(&r->list[0]);
+    struct contest c = {.r = r};
+    if (!first || b->no_rival)
+        return 0;
+    c.rival = (struct rival){.n = first->w->n,
+                             .k = first->w->k,
+                             .rows = first->rows,
+                             .form = first->w->form,
+                             .accumulate = first->accumulate,
+                             .x = first->x};
+    if (be->ops->rival_ask(be, &c.rival)) {
+        log_warn("bench: nothing to compare products with: %s", err_text());
+        err_clear();
+        b->no_rival = 1;
+        return 0;
+    }
+    if (c.rival.choices == 0)
+        return 0;
+    TRY_CTX(be->ops->alloc(be, c.rival.bytes, &c.rival.scratch), "what the library needs");
+    const int rc = time_choices(b, &c, out);
+    be->ops->release(be, c.rival.scratch);
+    return rc;
+}
+
 /* A kind that this pass has. What it needs was left by a whole pass, so that no kind computes on what another
  * one made of its inputs. */
 static int time_kind(struct bench *b, const struct kind *k, int context, struct bench_stage *out)
@@ -244,6 +307,8 @@ static int time_kind(struct bench *b, const struct kind *k, int context, struct 
         rc = bench_plan(b, out->rows);
     if (rc == 0)
         rc = time_rotation(b, &r, out);
+    if (rc == 0)
+        rc = time_rival(b, &r, out);
     close_rotation(b, &r);
     return rc;
 }
