@@ -2,6 +2,7 @@
  * fragments of mma.m16n8k16 as the PTX ISA documents them. Needs no GPU. */
 #include "kernels/act.h"
 #include "kernels/cuda.h"
+#include "kernels/fp8.h"
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -179,6 +180,78 @@ START_TEST(interleaved_tiles_hold_eight_of_each_part)
 }
 END_TEST
 
+/* A lane's 16 bytes are its fragments of two steps; scale: the largest magnitude over 448, 1 where all are 0.
+ */
+START_TEST(fp8_weights_are_two_steps_to_a_lane_and_a_scale_an_output)
+{
+    const int n = shapes[_i].n, k = shapes[_i].k, tiles = (n + 15) / 16, loads = (k + 31) / 32;
+    const size_t bytes = matrix_cuda_bytes(n, k, MATRIX_FP8);
+    float *w = weights(n, k), *scale = malloc((size_t)n * sizeof *scale);
+    uint8_t *packed = malloc(bytes), *at = packed;
+    ck_assert(scale && packed);
+    ck_assert_uint_eq(bytes, (size_t)tiles * (size_t)loads * 512);
+    memset(packed, 0xff, bytes);
+    const struct matrix_part whole = {w, DTYPE_F32, n};
+    matrix_pack_cuda(packed, scale,
+                     &(struct matrix_source){.parts = &whole, .n_parts = 1, .k = k, .form = MATRIX_FP8});
+    for (int j = 0; j < n; j++) {
+        float most = 0;
+        for (int i = 0; i < k; i++)
+            most = value(j, i) > most ? value(j, i) : -value(j, i) > most ? -value(j, i) : most;
+        ck_assert(scale[j] == (most > 0 ? most / 448 : 1));
+    }
+    for (int tile = 0; tile < tiles; tile++)
+        for (int load = 0; load < loads; load++)
+            for (int lane = 0; lane < LANES; lane++)
+                for (int i = 0; i < 16; i++, at++) {
+                    const int row = tile * 16 + a_row(lane, i % 8),
+                              col = load * 32 + i / 8 * 16 + a_col(lane, i % 8);
+                    const uint8_t want = row < n && col < k ? fp8_from_f32(value(row, col) / scale[row]) : 0;
+                    if (*at != want)
+                        ck_abort_msg("[%d, %d]: tile %d load %d lane %d byte %d (row %d, col %d) is %02x, "
+                                     "expected %02x",
+                                     n, k, tile, load, lane, i, row, col, *at, want);
+                }
+    free(packed);
+    free(scale);
+    free(w);
+}
+END_TEST
+
+/* Components j and j + head_dim / 2 of a head stand 8 rows apart in one tile, so in one lane. */
+START_TEST(rotary_tiles_hold_the_two_components_that_a_rotation_pairs)
+{
+    static const int dims[] = {16, 48, 64, 128};
+    const int dim = dims[_i], n = 3 * dim, k = 35, steps = (k + 15) / 16;
+    float *w = weights(n, k);
+    bf16 *packed = malloc(matrix_cuda_bytes(n, k, MATRIX_BF16));
+    char *seen = calloc((size_t)n, 1);
+    const struct matrix_part parts[] = {{w, DTYPE_F32, dim},
+                                        {w + (size_t)dim * (size_t)k, DTYPE_F32, 2 * dim}};
+    const struct matrix_source from = {
+        .parts = parts, .n_parts = 2, .k = k, .flags = MATRIX_ROTARY, .head_dim = dim};
+    ck_assert(packed && seen);
+    matrix_pack_cuda(packed, NULL, &from);
+    for (int tile = 0; tile < n / 16; tile++)
+        for (int row = 0; row < 16; row++) {
+            const int j = matrix_cuda_output(&from, n, tile, row);
+            ck_assert(j >= 0 && j < n && !seen[j]++);
+            if (row >= 8)
+                ck_assert_int_eq(j, matrix_cuda_output(&from, n, tile, row - 8) + dim / 2);
+            for (int col = 0; col < k; col++) {
+                const int lane = row % 8 * 4 + col % 8 / 2, i = col % 16 / 8 * 4 + row / 8 * 2 + col % 2;
+                const size_t at = (size_t)(tile * steps + col / 16) * 256 + (size_t)(lane * 8 + i);
+                if (bf16_to_f32(packed[at]) != value(j, col))
+                    ck_abort_msg("head_dim %d: tile %d row %d input %d is %g, expected output %d: %g", dim,
+                                 tile, row, col, (double)bf16_to_f32(packed[at]), j, (double)value(j, col));
+            }
+        }
+    free(packed);
+    free(seen);
+    free(w);
+}
+END_TEST
+
 START_TEST(every_dtype_packs_as_the_cpu_order_does)
 {
     enum { N = 3, K = 5 };
@@ -263,6 +336,8 @@ int main(void)
     tcase_add_loop_test(t, packed_weights_are_the_a_fragments_of_the_ptx_isa, 0, N_SHAPES);
     tcase_add_loop_test(t, stacked_parts_are_one_matrix, 0, N_SHAPES);
     tcase_add_loop_test(t, interleaved_tiles_hold_eight_of_each_part, 0, 4);
+    tcase_add_loop_test(t, fp8_weights_are_two_steps_to_a_lane_and_a_scale_an_output, 0, N_SHAPES);
+    tcase_add_loop_test(t, rotary_tiles_hold_the_two_components_that_a_rotation_pairs, 0, 4);
     tcase_add_test(t, every_dtype_packs_as_the_cpu_order_does);
     tcase_add_loop_test(t, fragments_multiplied_step_by_step_are_the_product, 0, N_SHAPES);
     suite_add_tcase(s, t);
