@@ -303,6 +303,7 @@ static __global__ void stamp_kernel(int64_t *at)
     launch_trigger();
     launch_wait();
     *at = clock_now();
+    __threadfence_system(); /* it may be the host's memory, read when a later record has come */
 }
 
 KERN_API int step_plan_cuda(const struct step *s, int rows, void *stream)

@@ -5,6 +5,7 @@
 #include "engine/clock.h"
 #include "engine/err.h"
 #include "spec/loop_state.h"
+#include <assert.h>
 #include <sched.h>
 
 enum { EXACT_ROWS = 8, POLL_EVERY = 4096 };
@@ -47,19 +48,25 @@ static int rows_of_all(const struct spec *s)
     return n * (1 + s->nodes);
 }
 
-static int forward_step(struct spec *s, int rows, int reach, unsigned flags)
+/* Positions are below `end`. */
+static int forward_step(struct spec *s, int rows, int end, unsigned flags)
 {
-    const struct rows live = step_rows(&s->step, loop_backend(s)->host_reads ? s->step.count[0] : rows);
-    return live.n > 0 ? forward_enqueue(&s->fwd, &live, reach, flags) : 0;
+    struct rows live = step_rows(&s->step, rows);
+    if (loop_backend(s)->host_reads) {
+        live.n = s->step.count[0];
+        for (int r = 0; r < live.n; r++)
+            assert(live.pos[r] < end);
+    }
+    return live.n > 0 ? forward_enqueue(&s->fwd, &live, forward_reach(&s->fwd, end), flags) : 0;
 }
 
-static int enqueue_operations(struct spec *s, int rows, int reach, unsigned flags)
+static int enqueue_operations(struct spec *s, int rows, int end, unsigned flags)
 {
     struct backend *be = loop_backend(s);
     if (!(s->opts.draft->needs & DRAFT_HOST))
         TRY_CTX(s->opts.draft->enqueue(s->draft, &s->step), "draft '%s'", s->opts.draft->name);
     TRY(be->ops->step_plan(be, &s->step, rows));
-    TRY(forward_step(s, rows, reach, flags));
+    TRY(forward_step(s, rows, end, flags));
     TRY(be->ops->stamp(be, &s->step.clock[STEP_ACCEPT]));
     TRY(be->ops->accept(be, &s->accept));
     TRY(be->ops->node_stats(be, &s->stats));
@@ -69,15 +76,14 @@ static int enqueue_operations(struct spec *s, int rows, int reach, unsigned flag
 int loop_enqueue(struct spec *s, int rows, int64_t started)
 {
     struct backend *be = loop_backend(s);
-    const int most = envelope(s, rows ? rows : rows_of_all(s)),
-              reach = forward_reach(&s->fwd, end_of_positions(s));
+    const int most = envelope(s, rows ? rows : rows_of_all(s)), end = end_of_positions(s);
     const unsigned flags = FORWARD_LOGITS | (s->opts.trace == TRACE_FULL ? FORWARD_ENTROPY : 0);
     int recorded = 0;
     s->enqueued[s->n_enqueued % LOOP_RING] = (struct enqueued){started, clock_ns()};
-    TRY(be->ops->pass_begin(be, (struct pass_key){s, most, reach, flags}, &recorded));
+    TRY(be->ops->pass_begin(be, (struct pass_key){s, most, forward_reach(&s->fwd, end), flags}, &recorded));
     if (!recorded)
-        TRY_CTX(be->ops->pass_end(be, enqueue_operations(s, most, reach, flags)),
-                "a step of %d rows at positions below %d", most, reach);
+        TRY_CTX(be->ops->pass_end(be, enqueue_operations(s, most, end, flags)),
+                "a step of %d rows at positions below %d", most, end);
     s->n_enqueued++;
     return 0;
 }
