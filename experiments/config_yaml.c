@@ -134,10 +134,10 @@ static int add_item(struct reader *r, struct config_entry *e, const yaml_event_t
     return 0;
 }
 
-static int fail_item(const struct reader *r, const yaml_event_t *event, const char *key)
+static int fail_item(const struct reader *r, const yaml_event_t *event, const char *key, int maps)
 {
-    FAIL(ERR_CONFIG, "%s:%d: '%s': expected a list of single values, found %s in it", r->what,
-         line_of(event->start_mark), key, event_name(event));
+    FAIL(ERR_CONFIG, "%s:%d: '%s': expected a list of %s, found %s in it", r->what,
+         line_of(event->start_mark), key, maps ? "mappings" : "single values", event_name(event));
 }
 
 static int read_map(struct reader *r, const char *prefix, int depth);
@@ -180,7 +180,7 @@ static int read_list(struct reader *r, int at, int depth)
             e->kind = CONFIG_ENTRY_MAPS;
             rc = read_item_map(r, key, maps++, line_of(event.start_mark), depth);
         } else if (!rc)
-            rc = fail_item(r, &event, key);
+            rc = fail_item(r, &event, key, maps);
         yaml_event_delete(&event);
     }
     free(key);

@@ -77,6 +77,15 @@ START_TEST(an_empty_file_gives_the_defaults)
     ck_assert_int_eq(c.device.threads, 0);
     ck_assert_int_eq(c.model.max_context, 0);
     ck_assert_str_eq(c.trace.level, "nodes");
+    ck_assert_str_eq(c.model.weights, "bf16");
+    ck_assert_str_eq(c.model.activations, "bf16");
+    ck_assert_str_eq(c.model.kv, "bf16");
+    ck_assert_str_eq(c.model.synthetic, "");
+    ck_assert_int_eq(c.model.synthetic_seed, 1);
+    ck_assert_int_eq(c.device.index, 0);
+    ck_assert_str_eq(c.workload.mode, "generate");
+    ck_assert_str_eq(c.workload.answers, "");
+    ck_assert_int_eq(c.arms.n, 0);
     ck_assert_int_eq(config_cells(&c), 1);
     config_deinit(&c);
 }
@@ -194,6 +203,36 @@ START_TEST(every_mistake_gets_a_sentence)
         {"sweep: {draft.max_depth: []}", "expected at least one value, found an empty list"},
         {"sweep: {draft.max_depth: {a: 1}}", "expected a list of values, found a mapping"},
         {"sweep: {draft: 1}", "unknown key 'draft' in sweep"},
+        {"sweep: {draft.max_depth: [{a: 1}]}", "expected a list of values, found a list of mappings"},
+        {"model.weights: fp16", "model.weights: expected bf16 or fp8, found 'fp16'"},
+        {"model.synthetic_seed: -1", "model.synthetic_seed: expected a whole number in [0, "},
+        {"device.index: -1", "device.index: expected a whole number in [0, 1023], found '-1'"},
+        {"workload.mode: scores", "expected generate or score, found 'scores'; did you mean 'score'?"},
+        {"arms: x", "arms: expected a list of mappings, such as [{draft.max_depth: 3}"},
+        {"arms: [a, b]", "found a list of values"},
+        {"arms: {draft.max_depth: 3}", "arms: expected a list of mappings"},
+        {"arms: [{draft.max_depth: 3}, x]",
+         "'arms': expected a list of mappings, found a single value in it"},
+        {"arms: [{draft.max_depth: 3}, [x]]", "'arms': expected a list of mappings, found a list in it"},
+        {"arms: [x, {draft.max_depth: 3}]",
+         "'arms': expected a list of single values, found a mapping in it"},
+        {"arms:\n  - {draft.max_dept: 3}",
+         "exp.yaml:2: unknown key 'draft.max_dept' in an arm; did you mean 'draft.max_depth'?"},
+        {"arms: [{draft.max_depth: two}]",
+         "draft.max_depth: expected a whole number in [1, 64], found 'two'"},
+        {"arms: [{draft.max_depth: [1, 2]}]",
+         "draft.max_depth in an arm: expected a single value, found a list"},
+        {"arms: [{draft.max_depth: {a: 1}}]", "expected a single value, found a mapping"},
+        {"arms: [{draft: 1}]", "unknown key 'draft' in an arm"},
+        {"arms: [{draft.max_depth: 1, draft: {max_depth: 2}}]", "duplicate key 'arms.0.draft.max_depth'"},
+        {"arms: [{}]", "arms: expected at least one key in each, found none in arm 1"},
+        {"arms: [{name: a, draft.max_depth: 1}, {name: b}, {draft.max_depth: 1, name: a}]",
+         "expected each arm once, found arms 1 and 3 to be the same"},
+        {"arms: [{name: a}]\nsweep: {draft.max_depth: [1, 2]}", "expected a sweep or arms, found both"},
+        {"arms.1: {name: a}", "unknown key 'arms.1'"},
+        {"arms.x: {name: a}", "unknown key 'arms.x'"},
+        {"arms.0.name: a", "unknown key 'arms.0.name'"},
+        {"armsx: [{name: a}]", "unknown key 'armsx'"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         refused(cases[i].yaml, cases[i].part);
@@ -223,6 +262,14 @@ START_TEST(hostile_sizes_are_refused)
         n += (size_t)snprintf(yaml + n, cap - n, "%d, ", i);
     snprintf(yaml + n, cap - n, "]}");
     refused(yaml, "expected at most 4096 combinations, found at least 4160");
+    n = (size_t)snprintf(yaml, cap, "arms:\n");
+    for (int i = 1; i <= 65; i++)
+        n += (size_t)snprintf(yaml + n, cap - n, "- {sampling.seed: %d}\n", i);
+    refused(yaml, "exp.yaml:66: expected at most 64 arms, found more");
+    n = (size_t)snprintf(yaml, cap, "arms: ");
+    for (int i = 0; i < 1000; i++)
+        n += (size_t)snprintf(yaml + n, cap - n, "[{a: ");
+    refused(yaml, "expected mappings nested at most 8 deep");
     free(yaml);
 }
 END_TEST
@@ -292,6 +339,53 @@ START_TEST(cells_run_through_the_product_last_key_fastest)
 }
 END_TEST
 
+START_TEST(arms_are_cells_of_their_own)
+{
+    static const char *const labels[] = {"weights bf16", "weights fp8, kv fp8", "max_depth 3, name x"};
+    struct config c;
+    parse(&c, "model: {path: m, kv: bf16}\narms:\n- {model.weights: bf16}\n- model: {weights: fp8, kv: fp8}\n"
+              "- {draft: {max_depth: 3}, name: x}\n");
+    ck_assert_int_eq(config_cells(&c), 3);
+    for (int i = 0; i < 3; i++) {
+        struct config cell;
+        char *label;
+        ck_assert_msg(config_cell(&c, i, &cell, &label) == 0, "%s", err_text());
+        ck_assert_str_eq(label, labels[i]);
+        ck_assert_str_eq(cell.model.weights, i == 1 ? "fp8" : "bf16");
+        ck_assert_str_eq(cell.model.kv, i == 1 ? "fp8" : "bf16");
+        ck_assert_int_eq(cell.draft.max_depth, i == 2 ? 3 : 5);
+        ck_assert_int_eq(cell.arms.n, 0);
+        free(label);
+        config_deinit(&cell);
+    }
+    config_deinit(&c);
+}
+END_TEST
+
+START_TEST(the_command_line_replaces_arms_but_not_what_they_set)
+{
+    struct config c;
+    const char *yaml = "arms: [{model.kv: fp8}, {draft.max_depth: 3}]";
+    const char *drop[] = {"arms=[]", "model.kv=fp8", "sweep.draft.max_depth=[1, 2]"};
+    const char *other[] = {"arms=[{sampling.seed: 1}, {sampling.seed: 2}, {sampling: {seed: 3}}]"};
+    const char *clash = "model.kv=bf16", *product = "sweep.draft.max_nodes=[1, 2]";
+    ck_assert_msg(config_parse(&c, yaml, strlen(yaml), "exp.yaml", drop, 3) == 0, "%s", err_text());
+    ck_assert_int_eq(c.arms.n, 0);
+    ck_assert_int_eq(config_cells(&c), 2);
+    config_deinit(&c);
+    ck_assert_msg(config_parse(&c, yaml, strlen(yaml), "exp.yaml", other, 1) == 0, "%s", err_text());
+    ck_assert_int_eq(config_cells(&c), 3);
+    ck_assert_str_eq(c.arms.at[2].key[0], "sampling.seed");
+    ck_assert_str_eq(c.arms.at[2].value[0], "3");
+    config_deinit(&c);
+    ck_assert_int_eq(config_parse(&c, yaml, strlen(yaml), "exp.yaml", &clash, 1), ERR_CONFIG);
+    expect_text("--set 'model.kv=bf16': the arms set model.kv themselves");
+    expect_text("--set arms=[]");
+    ck_assert_int_eq(config_parse(&c, yaml, strlen(yaml), "exp.yaml", &product, 1), ERR_CONFIG);
+    expect_text("found both (a sweep of draft.max_nodes)");
+}
+END_TEST
+
 START_TEST(a_list_option_is_swept_by_single_texts)
 {
     struct config c, cell;
@@ -320,6 +414,24 @@ START_TEST(without_a_sweep_the_label_is_the_strategy)
 }
 END_TEST
 
+START_TEST(without_a_sweep_the_label_of_scores_is_the_models_numbers)
+{
+    static const char *const cases[][2] = {{"", "bf16"}, {", weights: fp8, kv: fp8", "weights fp8, kv fp8"}};
+    for (int i = 0; i < 2; i++) {
+        struct config c, cell;
+        char *label, yaml[160];
+        snprintf(yaml, sizeof yaml, "workload: {mode: score, answers: a.h5}\nmodel: {path: m%s}",
+                 cases[i][0]);
+        parse(&c, yaml);
+        ck_assert_msg(config_cell(&c, 0, &cell, &label) == 0, "%s", err_text());
+        ck_assert_str_eq(label, cases[i][1]);
+        free(label);
+        config_deinit(&cell);
+        config_deinit(&c);
+    }
+}
+END_TEST
+
 START_TEST(a_cell_that_contradicts_itself_is_refused)
 {
     static const struct {
@@ -338,6 +450,26 @@ START_TEST(a_cell_that_contradicts_itself_is_refused)
         {"model.path: m\nsweep: {draft.strategy: [none, oracle]}", "", 0, 0},
         {"model.path: m\nsweep: {draft.strategy: [none, oracle]}", "cell 'oracle' of the sweep", 1,
          ERR_CONFIG},
+        {"model.path: m\narms: [{draft.strategy: none}, {draft.strategy: oracle}]", "arm 'strategy oracle'",
+         1, ERR_CONFIG},
+        {"model: {path: m, weights: fp8, activations: fp8, kv: fp8}", "", 0, 0},
+        {"model: {path: m, kv: fp8}", "", 0, 0},
+        {"model: {path: m, activations: fp8}",
+         "model.activations: fp8 activations are multiplied with fp8 weights: expected model.weights fp8", 0,
+         ERR_CONFIG},
+        {"model.synthetic: llama-3.1-8b", "a run needs a tokenizer", 0, ERR_CONFIG},
+        {"model.synthetic: llama-3.1-8b",
+         "set model.path to a directory whose tokenizer's ids all exist in the model's vocabulary", 0,
+         ERR_CONFIG},
+        {"model: {path: m, synthetic: llama-3.1-8b}", "", 0, 0},
+        {"model: {path: m, synthetic: llama-9}", "llama-3.1-8b", 0, ERR_CONFIG},
+        {"model: {path: m, synthetic: llama-9}", "model.synthetic", 0, ERR_CONFIG},
+        {"model.path: m\nworkload.mode: score", "workload.answers: mode score judges answers that are there",
+         0, ERR_CONFIG},
+        {"model.path: m\nworkload.mode: score", "make one with workload.mode generate", 0, ERR_CONFIG},
+        {"model.path: m\nworkload: {mode: score, answers: a.h5}", "", 0, 0},
+        {"model.path: m\nworkload: {mode: score, answers: a.h5}\ndraft.strategy: ngram",
+         "draft.strategy: mode score drafts nothing: expected none, found ngram", 0, ERR_CONFIG},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct config c, cell;
@@ -426,6 +558,40 @@ static const char *random_value(const struct config_option *o, unsigned *seed, c
     return buf;
 }
 
+/* Up to four arms, told apart by their seeds, with a random value of one more option each. */
+static void random_arms(struct config *c, unsigned *seed)
+{
+    int n = (int)(rand_r(seed) % 5), options = 0;
+    struct config_option o;
+    char text[100];
+    while (config_option_at(options, &o))
+        options++;
+    c->arms.at = calloc((size_t)n + 1, sizeof *c->arms.at);
+    for (c->arms.n = 0; c->arms.n < n; c->arms.n++) {
+        struct config_arm *arm = &c->arms.at[c->arms.n];
+        snprintf(text, sizeof text, "%d", c->arms.n);
+        *arm = (struct config_arm){.n = 1, .key = {strdup("sampling.seed")}, .value = {strdup(text)}};
+        config_option_at((int)(rand_r(seed) % (unsigned)options), &o);
+        if (!strcmp(o.key, "sampling.seed"))
+            continue;
+        random_value(&o, seed, text, sizeof text);
+        arm->key[arm->n] = strdup(o.key);
+        arm->value[arm->n++] = strdup(text[0] || o.type != CONFIG_LIST ? text : "x");
+    }
+}
+
+static void same_arms(const struct config *a, const struct config *b)
+{
+    ck_assert_int_eq(a->arms.n, b->arms.n);
+    for (int i = 0; i < a->arms.n; i++) {
+        ck_assert_int_eq(a->arms.at[i].n, b->arms.at[i].n);
+        for (int k = 0; k < a->arms.at[i].n; k++) {
+            ck_assert_str_eq(a->arms.at[i].key[k], b->arms.at[i].key[k]);
+            ck_assert_str_eq(a->arms.at[i].value[k], b->arms.at[i].value[k]);
+        }
+    }
+}
+
 static void random_config(struct config *c, unsigned *seed)
 {
     struct config_option o;
@@ -437,6 +603,10 @@ static void random_config(struct config *c, unsigned *seed)
         for (int k = 0; k < n; k++)
             random_value(&o, seed, text[k], sizeof text[k]);
         ck_assert_msg(config_option_set(c, &o, items, n, "test") == 0, "%s", err_text());
+    }
+    if (rand_r(seed) % 2) {
+        random_arms(c, seed);
+        return;
     }
     for (int i = 0; config_option_at(i, &o) && c->sweep.n < CONFIG_MAX_SWEEP; i++) {
         if (rand_r(seed) % 8)
@@ -488,6 +658,7 @@ START_TEST(a_dump_reads_back_to_the_same_configuration)
             ck_assert_str_eq(a.sweep.key[i], b.sweep.key[i]);
             same_list(&a.sweep.values[i], &b.sweep.values[i], a.sweep.key[i]);
         }
+        same_arms(&a, &b);
         char *again = config_dump(&b);
         ck_assert_str_eq(yaml, again);
         free(again);
@@ -510,7 +681,7 @@ END_TEST
 
 START_TEST(the_committed_configurations_are_valid)
 {
-    static const char *const files[] = {"quickstart", "acceptance"};
+    static const char *const files[] = {"quickstart", "acceptance", "fp8-accuracy"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         char path[512];
         struct config c, cell;
@@ -538,6 +709,7 @@ START_TEST(help_names_every_option)
     fclose(f);
     for (int i = 0; config_option_at(i, &o); i++)
         ck_assert_msg(strstr(text, o.key) && strstr(text, o.help), "%s is missing", o.key);
+    ck_assert(strstr(text, "sweep.KEY") && strstr(text, "arms\n"));
     free(text);
 }
 END_TEST
@@ -574,8 +746,11 @@ int main(void)
     tcase_add_test(reading, a_file_that_cannot_be_read_is_a_mistake_of_usage);
     tcase_add_test(reading, the_committed_configurations_are_valid);
     tcase_add_test(cells, cells_run_through_the_product_last_key_fastest);
+    tcase_add_test(cells, arms_are_cells_of_their_own);
+    tcase_add_test(cells, the_command_line_replaces_arms_but_not_what_they_set);
     tcase_add_test(cells, a_list_option_is_swept_by_single_texts);
     tcase_add_test(cells, without_a_sweep_the_label_is_the_strategy);
+    tcase_add_test(cells, without_a_sweep_the_label_of_scores_is_the_models_numbers);
     tcase_add_test(cells, a_cell_that_contradicts_itself_is_refused);
     tcase_add_test(printing, a_dump_reads_back_to_the_same_configuration);
     tcase_add_test(printing, help_names_every_option);
