@@ -440,10 +440,11 @@ START_TEST(coupled_noise_is_that_of_the_absolute_position)
     int prompt[TOY_PROMPT], n = toy_prompt(1, prompt), token = prompt[n - 1];
     struct kv kv = {0};
     struct forward f = {0};
-    struct accept_scratch scratch;
+    static int id[TOY_VOCAB];
+    static float prob[TOY_VOCAB], work[TOY_VOCAB];
+    struct sample_dist dist = {.id = id, .prob = prob, .work = work};
     ck_assert_int_eq(kv_init(&kv, &toy.be, &toy.model, 1, TOY_PROMPT + TOY_ANSWER), 0);
     ck_assert_int_eq(forward_init(&f, &toy.model, &kv, 16, 1), 0);
-    ck_assert_int_eq(accept_scratch_init(&scratch, TOY_VOCAB), 0);
     ck_assert_int_eq(forward_prefill(&f, 0, prompt, n - 1), 0);
     for (int i = 0; i < answer[1].n; i++) {
         const struct forward_row row = {token, 0, -1};
@@ -451,13 +452,12 @@ START_TEST(coupled_noise_is_that_of_the_absolute_position)
         const struct sample_key key = {o.sampling.seed, 1, (uint32_t)(n + i)};
         const int keep = 0;
         EXPECT(forward_run(&f, &row, 1, FORWARD_LOGITS) == 0);
-        sample_dist_from_logits(&scratch.dist, f.logits, TOY_VOCAB, f.stats->max, &filter);
-        token = sample_gumbel(&scratch.dist, &key);
+        sample_dist_from_logits(&dist, f.logits, TOY_VOCAB, f.stats->max, &filter);
+        token = sample_gumbel(&dist, &key);
         EXPECT(token == answer[1].tokens[i]);
         EXPECT(f.logits[token] - f.stats->lse == answer[1].log_p[i]);
         EXPECT(kv_commit(&kv, 0, &keep, 1) == 0);
     }
-    accept_scratch_deinit(&scratch);
     forward_deinit(&f);
     kv_deinit(&kv);
 }
