@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { LOOP_ROOM = 1 << 16 }; /* tokens behind any context, for steps of the decode loop */
 static const char default_dir[] = "models/smollm2-135m-instruct";
 
 static int most(const struct bench_list *list)
@@ -26,8 +27,8 @@ static int open_model(struct bench *b, int cap)
         return 0;
     }
     TRY(model_config_named(&cfg, b->shape));
-    if (cfg.max_positions < cap)
-        cfg.max_positions = cap;
+    if (cfg.max_positions < cap + LOOP_ROOM)
+        cfg.max_positions = cap + LOOP_ROOM;
     TRY_CTX(model_synthetic(&b->m, &b->tap.be, &cfg, 1, &b->numbers), "making model '%s'", b->shape);
     return 0;
 }

@@ -6,8 +6,9 @@
  *   weight_bytes, read_bytes_per_s, peak_mib, device_mib
  *   step:    points [{stage, rows, context, median_s, p90_s, host_median_s, host_p90_s, bytes, floor_s, of_roof, rows_ratio, launches, stages}]
  *   kernels: passes [{rows, context, median_s, p90_s, launches, sum_s, stages}]
- *   stages [{name, moves, rows, context, n, k, count, launches, median_s, p90_s, bytes, rotated_bytes, bytes_per_s, of_roof, floor_s,
- *   rival_s, rival_ratio}]: a time is of one operation, count says how many a pass has */
+ *   stages [{name, part, moves, rows, context, n, k, count, launches, median_s, p90_s, bytes, rotated_bytes, bytes_per_s, of_roof, floor_s,
+ *   rival_s, rival_ratio}]: a time is of one operation, count says how many a pass has; part: pass, or step for what a
+ *   step of the decode loop has around its pass */
 #ifndef EXPERIMENTS_BENCH_H
 #define EXPERIMENTS_BENCH_H
 #include "engine/forward.h"
@@ -55,6 +56,7 @@ struct bench_pass {
 /* One kind of operation of a pass. */
 struct bench_stage {
     const char *name, *moves; /* what its bytes are of */
+    int around;               /* 1: of a step around its pass */
     int rows, context;
     int n, k;                 /* of a product, else 0 */
     int count;                /* in a pass */
@@ -78,6 +80,11 @@ struct bench_time bench_summarise(double *seconds, int n);
 /* All kinds of the pass over the rows of bench_plan, each timed alone; out [BENCH_STAGES]. */
 int bench_time_stages(struct bench *b, int context, struct bench_stage *out, int *n);
 double bench_stages_sum(const struct bench_stage *s, int n); /* seconds of a pass, were nothing to overlap */
+/* A step of the decode loop has been done behind `context` tokens, with trees of so many nodes that the pass had `rows` rows; the tap's list
+ * holds what was around the pass, to be enqueued until bench_loop_close. Texts have room for `commits` more steps. */
+struct spec;
+int  bench_loop_open(struct bench *b, int rows, int context, int commits, struct spec **out);
+void bench_loop_close(struct bench *b, struct spec *s); /* accepts NULL */
 void bench_print_stages(const struct bench *b, const struct bench_stage *s, int n);
 json_t *bench_stages_json(const struct bench *b, const struct bench_stage *s, int n);
 

@@ -1,4 +1,5 @@
-/* bench_report: what heads a report: everything that the numbers below it depend on. */
+/* bench_report: what heads a report, everything that the numbers below it depend on, and the table of stages.
+ */
 #include "engine/err.h"
 #include "experiments/bench.h"
 #include <stdio.h>
@@ -57,4 +58,56 @@ int bench_print_json(json_t *out)
         FAIL(ERR_MEMORY, "bench: out of memory for the JSON");
     printf("\n");
     return 0;
+}
+
+static void print_rival(const struct bench_stage *s)
+{
+    if (s->rival > 0)
+        printf(" %10.2f %6.2f\n", 1e6 * s->rival, s->rival / s->time.median);
+    else
+        printf(" %10s %6s\n", "-", "-");
+}
+
+void bench_print_stages(const struct bench *b, const struct bench_stage *s, int n)
+{
+    if (n > 0)
+        printf("%d row%s behind %d tokens, each operation alone\n", s->rows, s->rows == 1 ? "" : "s",
+               s->context);
+    printf("%-14s %7s %6s %5s %7s %9s %9s %9s %-8s %7s %8s %9s %10s %6s\n", "operation", "n", "k", "count",
+           "kernels", "us", "p90 us", "MB", "of", "GB/s", "of roof", "floor us", "library us", "ratio");
+    for (int i = 0; i < n; i++) {
+        if (s[i].around && !s[i - 1].around)
+            printf("around the pass, in a step of the decode loop\n");
+        const double rate = s[i].bytes / s[i].time.median;
+        printf("%-14s ", s[i].name);
+        if (s[i].n)
+            printf("%7d %6d ", s[i].n, s[i].k);
+        else
+            printf("%7s %6s ", "-", "-");
+        printf("%5d %7zu %9.2f %9.2f %9.3f %-8s %7.0f %7.1f%% %9.2f", s[i].count, s[i].launches,
+               1e6 * s[i].time.median, 1e6 * s[i].time.p90, 1e-6 * s[i].bytes, s[i].moves, 1e-9 * rate,
+               100 * rate / b->ceiling, 1e6 * bench_floor(b, s[i].bytes));
+        print_rival(&s[i]);
+    }
+}
+
+static json_t *stage_json(const struct bench *b, const struct bench_stage *s)
+{
+    const double rate = s->bytes / s->time.median;
+    return json_pack(
+        "{s:s, s:s, s:s, s:i, s:i, s:o, s:o, s:i, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:o}", "name",
+        s->name, "part", s->around ? "step" : "pass", "moves", s->moves, "rows", s->rows, "context",
+        s->context, "n", bench_number(s->n), "k", bench_number(s->k), "count", s->count, "launches",
+        (json_int_t)s->launches, "median_s", s->time.median, "p90_s", s->time.p90, "bytes", s->bytes,
+        "rotated_bytes", s->rotated, "bytes_per_s", rate, "of_roof", rate / b->ceiling, "floor_s",
+        bench_floor(b, s->bytes), "rival_s", bench_number(s->rival), "rival_ratio",
+        bench_number(s->rival / s->time.median));
+}
+
+json_t *bench_stages_json(const struct bench *b, const struct bench_stage *s, int n)
+{
+    json_t *out = json_array();
+    for (int i = 0; i < n; i++)
+        json_array_append_new(out, stage_json(b, &s[i]));
+    return out;
 }

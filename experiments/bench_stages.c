@@ -71,6 +71,43 @@ static double bytes_logits(const struct bench *b, const struct operation *o, int
     return (double)o->a.logits.rows * o->a.logits.vocab * sizeof(float);
 }
 
+/* At least one row is read to the end. */
+static double bytes_accept(const struct bench *b, const struct operation *o, int context)
+{
+    (void)b;
+    (void)context;
+    return (double)o->a.accept.vocab * sizeof(float);
+}
+
+/* A node's rank takes the row of its parent. */
+static double bytes_node_stats(const struct bench *b, const struct operation *o, int context)
+{
+    const int nodes = b->f.rows.n > 1 ? b->f.rows.n - 1 : 1;
+    (void)context;
+    return (double)nodes * o->a.node_stats.vocab * sizeof(float);
+}
+
+static double bytes_plan(const struct bench *b, const struct operation *o, int context)
+{
+    (void)b;
+    (void)context;
+    return 6.0 * o->a.plan.rows * sizeof(int);
+}
+
+static double bytes_ngram(const struct bench *b, const struct operation *o, int context)
+{
+    (void)b;
+    (void)o;
+    return (double)context * sizeof(int);
+}
+
+static double bytes_commit(const struct bench *b, const struct operation *o, int context)
+{
+    (void)b;
+    (void)context;
+    return (double)step_entry_bytes(&o->a.commit.step->trees);
+}
+
 static const struct kind kinds[] = {
     {"embed", "acts", OPERATION_EMBED, ANY, bytes_embed},
     {"rmsnorm", "acts", OPERATION_RMSNORM, ANY, bytes_rmsnorm},
@@ -83,6 +120,11 @@ static const struct kind kinds[] = {
     {"down+residual", "weights", OPERATION_RESIDUAL, offsetof(struct layer, down), bytes_product},
     {"head", "weights", OPERATION_GEMM, ANY, bytes_product},
     {"logits", "logits", OPERATION_LOGITS, ANY, bytes_logits},
+    {"accept", "logits", OPERATION_ACCEPT, ANY, bytes_accept},
+    {"node_stats", "logits", OPERATION_NODE_STATS, ANY, bytes_node_stats},
+    {"plan", "state", OPERATION_PLAN, ANY, bytes_plan},
+    {"ngram", "text", OPERATION_NGRAM, ANY, bytes_ngram},
+    {"commit", "state", OPERATION_COMMIT, ANY, bytes_commit}, /* the last: it goes on in the text */
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
 _Static_assert((int)KINDS <= (int)BENCH_STAGES, "every kind may occur");
@@ -179,11 +221,28 @@ static int fill_rotation(struct bench *b, struct rotation *r, int n)
     return 0;
 }
 
+/* Each commit makes the text longer: so many a pass, that all passes find room before the context ends. */
+static int commits(const struct bench *b)
+{
+    const int room = b->m.cfg.max_positions - b->kv.slot[0].committed - 4 * BENCH_ROWS;
+    const int fit = room / (b->warmup + b->repeats);
+    return fit < 1 ? 1 : fit < FEW ? fit : FEW;
+}
+
+static int least(const struct bench *b, const struct kind *k, double bytes)
+{
+    if (b->tap.be.host_reads)
+        return 1;
+    if (k->kind == OPERATION_COMMIT)
+        return commits(b);
+    return bytes < large ? MANY : FEW;
+}
+
 static int open_rotation(struct bench *b, struct rotation *r, const struct kind *k, int n, double bytes)
 {
     const size_t total = (size_t)n * (size_t)copies(b, k, n, bytes);
-    const int least = b->tap.be.host_reads ? 1 : bytes < large ? MANY : FEW;
-    *r = (struct rotation){.kind = k, .n = (int)total, .loops = (least + (int)total - 1) / (int)total};
+    *r = (struct rotation){
+        .kind = k, .n = (int)total, .loops = (least(b, k, bytes) + (int)total - 1) / (int)total};
     r->list = calloc(total, sizeof *r->list);
     r->w = calloc(total, sizeof *r->w);
     r->lent = calloc(2 * total, sizeof *r->lent);
@@ -284,8 +343,8 @@ static int time_rival(struct bench *b, const struct rotation *r, struct bench_st
     return rc;
 }
 
-/* A kind that this pass has. What it needs was left by a whole pass, so that no kind computes on what another
- * one made of its inputs. */
+/* A kind that the list has. What the operations of a pass need was left by a whole one, so that no kind
+ * computes on what another one made of its inputs. */
 static int time_kind(struct bench *b, const struct kind *k, int context, struct bench_stage *out)
 {
     struct operation *first = b->tap.list;
@@ -295,6 +354,7 @@ static int time_kind(struct bench *b, const struct kind *k, int context, struct 
     const struct gemm *product = operation_product(first);
     *out = (struct bench_stage){.name = k->name,
                                 .moves = k->moves,
+                                .around = k->kind >= OPERATION_ACCEPT,
                                 .rows = b->f.rows.n,
                                 .context = context,
                                 .n = product ? product->w->n : 0,
@@ -303,7 +363,7 @@ static int time_kind(struct bench *b, const struct kind *k, int context, struct 
                                 .bytes = k->bytes(b, first, context)};
     int rc = open_rotation(b, &r, k, out->count, out->bytes);
     out->rotated = out->bytes * r.n;
-    if (rc == 0)
+    if (rc == 0 && !out->around)
         rc = bench_plan(b, out->rows);
     if (rc == 0)
         rc = time_rotation(b, &r, out);
@@ -311,6 +371,17 @@ static int time_kind(struct bench *b, const struct kind *k, int context, struct 
         rc = time_rival(b, &r, out);
     close_rotation(b, &r);
     return rc;
+}
+
+static int time_list(struct bench *b, int context, struct bench_stage *out, int *n)
+{
+    for (int i = 0; i < KINDS; i++)
+        if (count(b, &kinds[i]) > 0) {
+            TRY_CTX(time_kind(b, &kinds[i], context, &out[*n]), "timing '%s' of %d rows", kinds[i].name,
+                    b->f.rows.n);
+            ++*n;
+        }
+    return 0;
 }
 
 static int tap_pass(struct bench *b, int context)
@@ -323,16 +394,22 @@ static int tap_pass(struct bench *b, int context)
     return rc;
 }
 
+static int time_around(struct bench *b, int context, struct bench_stage *out, int *n)
+{
+    struct spec *s = NULL;
+    TRY(bench_loop_open(b, b->f.rows.n, context, commits(b) * (b->warmup + b->repeats), &s));
+    const int rc = time_list(b, context, out, n);
+    bench_loop_close(b, s);
+    return rc;
+}
+
 int bench_time_stages(struct bench *b, int context, struct bench_stage *out, int *n)
 {
     *n = 0;
     TRY(tap_pass(b, context));
-    for (int i = 0; i < KINDS; i++)
-        if (count(b, &kinds[i]) > 0) {
-            TRY_CTX(time_kind(b, &kinds[i], context, &out[*n]), "timing '%s' of %d rows", kinds[i].name,
-                    b->f.rows.n);
-            ++*n;
-        }
+    TRY(time_list(b, context, out, n));
+    if (b->f.rows.n <= BENCH_ROWS)
+        TRY_CTX(time_around(b, context, out, n), "a step of %d rows", b->f.rows.n);
     return 0;
 }
 
@@ -340,55 +417,6 @@ double bench_stages_sum(const struct bench_stage *s, int n)
 {
     double sum = 0;
     for (int i = 0; i < n; i++)
-        sum += s[i].count * s[i].time.median;
+        sum += s[i].around ? 0 : s[i].count * s[i].time.median;
     return sum;
-}
-
-static void print_rival(const struct bench_stage *s)
-{
-    if (s->rival > 0)
-        printf(" %10.2f %6.2f\n", 1e6 * s->rival, s->rival / s->time.median);
-    else
-        printf(" %10s %6s\n", "-", "-");
-}
-
-void bench_print_stages(const struct bench *b, const struct bench_stage *s, int n)
-{
-    if (n > 0)
-        printf("%d row%s behind %d tokens, each operation alone\n", s->rows, s->rows == 1 ? "" : "s",
-               s->context);
-    printf("%-14s %7s %6s %5s %7s %9s %9s %9s %-8s %7s %8s %9s %10s %6s\n", "operation", "n", "k", "count",
-           "kernels", "us", "p90 us", "MB", "of", "GB/s", "of roof", "floor us", "library us", "ratio");
-    for (int i = 0; i < n; i++) {
-        const double rate = s[i].bytes / s[i].time.median;
-        printf("%-14s ", s[i].name);
-        if (s[i].n)
-            printf("%7d %6d ", s[i].n, s[i].k);
-        else
-            printf("%7s %6s ", "-", "-");
-        printf("%5d %7zu %9.2f %9.2f %9.3f %-8s %7.0f %7.1f%% %9.2f", s[i].count, s[i].launches,
-               1e6 * s[i].time.median, 1e6 * s[i].time.p90, 1e-6 * s[i].bytes, s[i].moves, 1e-9 * rate,
-               100 * rate / b->ceiling, 1e6 * bench_floor(b, s[i].bytes));
-        print_rival(&s[i]);
-    }
-}
-
-static json_t *stage_json(const struct bench *b, const struct bench_stage *s)
-{
-    const double rate = s->bytes / s->time.median;
-    return json_pack("{s:s, s:s, s:i, s:i, s:o, s:o, s:i, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:o}",
-                     "name", s->name, "moves", s->moves, "rows", s->rows, "context", s->context, "n",
-                     bench_number(s->n), "k", bench_number(s->k), "count", s->count, "launches",
-                     (json_int_t)s->launches, "median_s", s->time.median, "p90_s", s->time.p90, "bytes",
-                     s->bytes, "rotated_bytes", s->rotated, "bytes_per_s", rate, "of_roof", rate / b->ceiling,
-                     "floor_s", bench_floor(b, s->bytes), "rival_s", bench_number(s->rival), "rival_ratio",
-                     bench_number(s->rival / s->time.median));
-}
-
-json_t *bench_stages_json(const struct bench *b, const struct bench_stage *s, int n)
-{
-    json_t *out = json_array();
-    for (int i = 0; i < n; i++)
-        json_array_append_new(out, stage_json(b, &s[i]));
-    return out;
 }

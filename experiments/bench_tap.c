@@ -91,6 +91,74 @@ void tap_open(struct tap *t)
     t->be.ops = &t->ops;
 }
 
+static int follow(struct backend *be, const struct operation *o)
+{
+    struct tap *t = (struct tap *)(void *)be;
+    if (t->done)
+        return 0;
+    TRY(keep(be, o));
+    t->done = o->kind == OPERATION_COMMIT;
+    be->ops = t->real;
+    const int rc = operation_enqueue(o, be);
+    be->ops = &t->ops;
+    return rc;
+}
+
+static int follow_accept(struct backend *be, const struct accept *a)
+{
+    return follow(be, &(struct operation){.kind = OPERATION_ACCEPT, .a.accept = *a});
+}
+
+static int follow_node_stats(struct backend *be, const struct node_stats *a)
+{
+    return follow(be, &(struct operation){.kind = OPERATION_NODE_STATS, .a.node_stats = *a});
+}
+
+static int follow_step_plan(struct backend *be, const struct step *s, int rows)
+{
+    return follow(be, &(struct operation){.kind = OPERATION_PLAN, .a.plan = {s, rows}});
+}
+
+static int follow_ngram(struct backend *be, const struct ngram *a)
+{
+    return follow(be, &(struct operation){.kind = OPERATION_NGRAM, .a.ngram = *a});
+}
+
+static int follow_step_commit(struct backend *be, const struct step_commit *a)
+{
+    return follow(be, &(struct operation){.kind = OPERATION_COMMIT, .a.commit = *a});
+}
+
+/* A recorded pass would be recorded with what is written down here left out. */
+static int follow_pass_begin(struct backend *be, struct pass_key key, int *recorded)
+{
+    (void)be;
+    (void)key;
+    *recorded = 0;
+    return 0;
+}
+
+static int follow_pass_end(struct backend *be, int error)
+{
+    (void)be;
+    return error;
+}
+
+void tap_follow(struct tap *t)
+{
+    t->n = t->done = 0;
+    t->real = t->be.ops;
+    t->ops = *t->real;
+    t->ops.accept = follow_accept;
+    t->ops.node_stats = follow_node_stats;
+    t->ops.step_plan = follow_step_plan;
+    t->ops.ngram = follow_ngram;
+    t->ops.step_commit = follow_step_commit;
+    t->ops.pass_begin = follow_pass_begin;
+    t->ops.pass_end = follow_pass_end;
+    t->be.ops = &t->ops;
+}
+
 void tap_close(struct tap *t)
 {
     if (t->real)
@@ -130,6 +198,16 @@ int operation_enqueue(const struct operation *o, struct backend *be)
         return be->ops->gemm(be, &o->a.gemm);
     case OPERATION_LOGITS:
         return be->ops->logits(be, &o->a.logits);
+    case OPERATION_ACCEPT:
+        return be->ops->accept(be, &o->a.accept);
+    case OPERATION_NODE_STATS:
+        return be->ops->node_stats(be, &o->a.node_stats);
+    case OPERATION_PLAN:
+        return be->ops->step_plan(be, o->a.plan.step, o->a.plan.rows);
+    case OPERATION_NGRAM:
+        return be->ops->ngram(be, &o->a.ngram);
+    case OPERATION_COMMIT:
+        return be->ops->step_commit(be, &o->a.commit);
     }
     return 0;
 }

@@ -15,7 +15,12 @@ enum operation_kind {
     OPERATION_RESIDUAL,
     OPERATION_SWIGLU,
     OPERATION_GEMM,
-    OPERATION_LOGITS
+    OPERATION_LOGITS,
+    OPERATION_ACCEPT, /* from here on: of a step around its pass */
+    OPERATION_NODE_STATS,
+    OPERATION_PLAN,
+    OPERATION_NGRAM,
+    OPERATION_COMMIT
 };
 
 struct rope_tables {
@@ -23,6 +28,11 @@ struct rope_tables {
     const float *inv_freq;
     int head_dim;
     float *cos_sin;
+};
+
+struct step_plans {
+    const struct step *step;
+    int rows;
 };
 
 /* One call; what its arguments point to is the model's, the cache's and the pass's own, and stays theirs. */
@@ -38,6 +48,11 @@ struct operation {
         struct residual residual;
         struct gemm gemm; /* SWIGLU too */
         struct logits logits;
+        struct accept accept;
+        struct node_stats node_stats;
+        struct step_plans plan;
+        struct ngram ngram;
+        struct step_commit commit;
     } a;
 };
 int operation_enqueue(const struct operation *o, struct backend *be);
@@ -49,8 +64,12 @@ struct tap {
     struct backend_ops ops;
     struct operation *list;         /* owned [n] */
     int n, cap;
+    int done;                       /* following: the step is over */
 };
 void tap_open(struct tap *t);   /* the list is empty again; be must be open */
+/* Of the loop's next step write down what is around the pass, and compute it as well; nothing of later steps is done. So what the step
+ * left in backend memory stays. The list is empty at first. */
+void tap_follow(struct tap *t);
 void tap_close(struct tap *t);  /* the backend computes again; a closed tap is fine */
 void tap_deinit(struct tap *t); /* a zeroed struct is fine */
 #endif

@@ -109,10 +109,10 @@ static void check_head(const json_t *o, const char *what, const char *results)
 /* Floor, share and rate follow from bytes, time and ceiling. */
 static void check_stage(const json_t *s, double ceiling)
 {
-    static const char *const keys[] = {"name",     "moves",      "rows",        "context", "n",
-                                       "k",        "count",      "launches",    "bytes",   "rotated_bytes",
-                                       "median_s", "p90_s",      "bytes_per_s", "of_roof", "floor_s",
-                                       "rival_s",  "rival_ratio"};
+    static const char *const keys[] = {
+        "part",  "name",        "moves",    "rows",    "context",       "n",
+        "k",     "count",       "launches", "bytes",   "rotated_bytes", "median_s",
+        "p90_s", "bytes_per_s", "of_roof",  "floor_s", "rival_s",       "rival_ratio"};
     has_keys(s, keys, sizeof keys / sizeof *keys);
     const double bytes = number(s, "bytes"), median = number(s, "median_s");
     ck_assert_double_gt(bytes, 0);
@@ -179,7 +179,8 @@ START_TEST(a_step_is_taken_apart_into_stages)
     for (size_t i = 0; i < json_array_size(stages); i++) {
         const json_t *s = json_array_get(stages, i);
         check_stage(s, number(o, "read_bytes_per_s"));
-        launches += number(s, "count") * number(s, "launches");
+        if (strcmp(text(s, "part"), "pass") == 0)
+            launches += number(s, "count") * number(s, "launches");
     }
     ck_assert_double_eq(launches, number(p, "launches"));
     json_decref(o);
@@ -189,7 +190,8 @@ END_TEST
 START_TEST(kernels_lists_every_operation_of_a_pass)
 {
     static const char *const each_layer[] = {"qkv", "attention", "o+residual", "swiglu", "down+residual"};
-    static const char *const once[] = {"embed", "rmsnorm", "rope_table", "head", "logits"};
+    static const char *const once[] = {"embed",  "rmsnorm",    "rope_table", "head",  "logits",
+                                       "accept", "node_stats", "plan",       "commit"};
     static const char *const keys[] = {"rows", "context", "median_s", "p90_s", "launches", "sum_s", "stages"};
     json_t *o = bench_json("kernels", "-r 1,64 -c 30");
     const json_t *passes = json_object_get(o, "passes");
@@ -201,16 +203,18 @@ START_TEST(kernels_lists_every_operation_of_a_pass)
         ck_assert_int_eq((int)number(p, "rows"), i ? 64 : 1);
         for (size_t k = 0; k < 5; k++)
             check_count(stages, each_layer[k], LAYERS);
-        for (size_t k = 0; k < 5; k++)
+        for (size_t k = 0; k < sizeof once / sizeof *once; k++)
             check_count(stages, once[k], 1);
-        ck_assert_uint_eq(json_array_size(stages), 10);
+        ck_assert_uint_eq(json_array_size(stages), i ? 15 : 14);
+        ck_assert_int_eq(stage_named(stages, "ngram") != NULL, (int)i); /* one row has no tree */
         ck_assert_double_eq(number(stage_named(stages, "head"), "n"), TOY_DIR_VOCAB);
         ck_assert_double_eq(number(stage_named(stages, "head"), "k"), HIDDEN);
         double sum = 0;
-        for (size_t k = 0; k < 10; k++) {
+        for (size_t k = 0; k < json_array_size(stages); k++) {
             const json_t *s = json_array_get(stages, k);
             check_stage(s, number(o, "read_bytes_per_s"));
-            sum += number(s, "count") * number(s, "median_s");
+            if (strcmp(text(s, "part"), "pass") == 0)
+                sum += number(s, "count") * number(s, "median_s");
         }
         ck_assert_double_eq_tol(number(p, "sum_s"), sum, 1e-9 * sum);
     }
@@ -228,6 +232,7 @@ START_TEST(kernels_of_many_rows_are_those_of_prefill)
     check_count(stages, "swiglu", LAYERS - 1);
     ck_assert_ptr_null(stage_named(stages, "head"));
     ck_assert_ptr_null(stage_named(stages, "logits"));
+    ck_assert_ptr_null(stage_named(stages, "accept"));
     json_decref(o);
 }
 END_TEST
