@@ -120,29 +120,30 @@ static int cuda_rope_table(struct backend *be, const struct rows *rows, const fl
                     (struct cuda_launch){"rope_table", rows->n, head_dim, head_dim});
 }
 
-/* Product, then norm: one kernel each. */
 static int cuda_residual(struct backend *be, const struct residual *a)
 {
     if (a->product.bulk)
         return cuda_bulk_residual(be, a);
-    TRY(cuda_gemm(be, &a->product));
-    return cuda_rmsnorm(be, &a->norm);
+    const struct matrix *w = a->product.w;
+    return cuda_launched(be, residual_cuda(a, cuda_of(be)->stream),
+                         (struct cuda_launch){"residual", a->product.rows, w->n, w->k});
 }
 
 static int cuda_qkv(struct backend *be, const struct qkv *a)
 {
     if (a->product.bulk)
         return cuda_bulk_qkv(be, a);
-    TRY(cuda_gemm(be, &a->product));
-    return cuda_launched(be, rope_cuda(&a->rope, cuda_of(be)->stream),
-                    (struct cuda_launch){"rope", a->rope.rows->n, a->rope.heads, a->rope.kv.head_dim});
+    const struct matrix *w = a->product.w;
+    return cuda_launched(be, qkv_cuda(a, cuda_of(be)->stream),
+                         (struct cuda_launch){"qkv", a->product.rows, w->n, w->k});
 }
 
 static int cuda_quantise(struct backend *be, const struct quantise *a)
 {
     if (a->bulk)
         return cuda_bulk_quantise(be, a);
-    FAIL(ERR_DEVICE, "cuda: FP8 activations are not computed on %s", be->device);
+    return cuda_launched(be, quantise_cuda(a, cuda_of(be)->stream),
+                         (struct cuda_launch){"quantise", a->rows, a->k, a->k});
 }
 
 static int cuda_attention(struct backend *be, const struct attention *a)

@@ -83,10 +83,8 @@ int cuda_matrix(struct backend *be, struct matrix *w, const struct matrix_source
     const int n = matrix_source_n(from), tiles = (n + TILE - 1) / TILE;
     const size_t bytes = matrix_cuda_bytes(n, from->k, from->form),
                  scales = from->form == MATRIX_FP8 ? (size_t)n * sizeof(float) : 0;
-    struct matrix_source order = *from;
-    struct pack a = {.from = &order, .dtype = stored_dtype(from)};
+    struct pack a = {.from = from, .dtype = stored_dtype(from)};
     void *data = NULL, *scale = NULL;
-    order.flags &= ~(unsigned)MATRIX_ROTARY; /* cuda_qkv rotates after its product, in the model's order */
     int rc = cuda_alloc(be, bytes, &data);
     if (rc == 0 && scales)
         rc = cuda_alloc(be, scales, &scale);
@@ -105,7 +103,7 @@ int cuda_matrix(struct backend *be, struct matrix *w, const struct matrix_source
                          .data = data,
                          .scale = scale,
                          .bytes = bytes + scales,
-                         .flags = order.flags,
-                         .head_dim = order.head_dim};
+                         .flags = from->flags,
+                         .head_dim = from->head_dim};
     return 0;
 }

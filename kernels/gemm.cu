@@ -166,7 +166,8 @@ template <int F> static int launch_rows(const struct gemm_args *p, void *stream)
         return p->log2_slices > 3 ? launch_shape<gemm_shape<F, 1, 1, 16, 1, 8, fp8 ? 2 : 4, 2>>(p, stream)
                                   : launch_shape<gemm_shape<F, 1, 1, 8, 1, 8, fp8 ? 2 : 4, 4>>(p, stream);
     if (nt <= 2)
-        return launch_shape<gemm_shape<F, 2, 1, 8, 1, 8, 2, 3>>(p, stream);
+        return p->log2_slices > 3 ? launch_shape<gemm_shape<F, 2, 1, 16, 1, fp8 ? 5 : 6, 2, 2>>(p, stream)
+                                  : launch_shape<gemm_shape<F, 2, 1, 8, 1, 8, 2, 3>>(p, stream);
     if (nt <= 4)
         return wide ? launch_shape<gemm_shape<F, 4, 2, 8, 2, fp8 ? 3 : 4, 1, 1>>(p, stream)
                     : launch_shape<gemm_shape<F, 4, 1, 8, 1, fp8 ? 4 : 8, 2, 2>>(p, stream);
