@@ -156,6 +156,30 @@ START_TEST(adding_sums_pools_them)
 }
 END_TEST
 
+START_TEST(perplexity_is_the_exponential_of_a_mean_over_tokens)
+{
+    struct trace t;
+    struct metrics_scores m = {0}, twice = {0};
+    toy_trace_init(&t, "toy.h5");
+    toy_trace_score_arm(&t, "bf16", "");
+    toy_trace_prompt(&t, "qa", 0, 0);
+    toy_trace_request(&t, 0, 0, 0, 0, 1);
+    toy_trace_score(&t, (struct trace_score){.log_p = -1, .rank = 1, .top1 = 1, .agree = 1, .entropy = 0.5f});
+    toy_trace_score(&t, (struct trace_score){.log_p = -2, .rank = 3, .agree = 1, .kl = 0.25f});
+    metrics_scores_request(&m, &t, 0);
+    ck_assert(m.tokens == 2 && m.top1 == 1 && m.agree == 2 && m.nll == 3 && m.entropy == 0.5 && m.kl == 0.25);
+    metrics_scores_add(&twice, &m);
+    metrics_scores_add(&twice, &m);
+    ck_assert(twice.tokens == 4 && twice.top1 == 2 && twice.agree == 4 && twice.nll == 6 && twice.kl == 0.5 &&
+              twice.entropy == 1);
+    ck_assert(metrics_perplexity((double[]){m.nll, 2}) == exp(1.5));
+    ck_assert(metrics_perplexity_ratio((double[]){m.nll, 2, 2, 2}) == exp(0.5));
+    ck_assert(isnan(metrics_perplexity((double[]){0, 0})));
+    ck_assert(isnan(metrics_perplexity_ratio((double[]){3, 2, 0, 0})));
+    trace_deinit(&t);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("metrics");
@@ -169,6 +193,7 @@ int main(void)
     tcase_add_test(c, plain_decoding_has_an_acceptance_length_of_one);
     tcase_add_test(c, nothing_measured_is_not_a_number);
     tcase_add_test(c, adding_sums_pools_them);
+    tcase_add_test(c, perplexity_is_the_exponential_of_a_mean_over_tokens);
     suite_add_tcase(s, c);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);

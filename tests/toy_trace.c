@@ -108,3 +108,29 @@ void toy_trace_step(struct trace *t, struct toy_step s)
     r->steps++;
     r->tokens += s.emitted;
 }
+
+int toy_trace_score_arm(struct trace *t, const char *label, const char *numbers)
+{
+    char config[256];
+    int arm = toy_trace_arm(t, label, "none", "greedy", 0, 0);
+    snprintf(
+        config, sizeof config,
+        "name: toy\nmodel: {path: toy%s%s}\nworkload: {dataset: [toy.jsonl], mode: score, answers: a.h5}\n",
+        *numbers ? ", " : "", numbers);
+    free(t->arms[arm].config);
+    t->arms[arm].config = text(config);
+    return arm;
+}
+
+void toy_trace_score(struct trace *t, struct trace_score s)
+{
+    struct trace_request *r = &t->requests[t->n_requests - 1];
+    t->scores = more(t->scores, t->n_scores, sizeof *t->scores);
+    if (r->tokens == 0)
+        r->score_begin = t->n_scores;
+    s.request = t->n_requests - 1;
+    s.position = (int)r->tokens + 1;
+    t->scores[t->n_scores++] = s;
+    r->tokens++;
+    r->finish = TRACE_SCORED;
+}
