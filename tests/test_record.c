@@ -161,6 +161,31 @@ static int write_request(struct record *r, int i)
     return record_finish(r, q, &f);
 }
 
+/* Request i as an answer of i + 1 tokens that was scored. */
+static int score_request(struct record *r, int i)
+{
+    struct trace_arm arm = {"fp8", "none", "greedy", 0, "name: t\n"};
+    struct trace_prompt p = {"tests", "p", "c", i, 0, "?"};
+    struct trace_request head = {.request = (uint32_t)i, .concurrency = 1};
+    struct trace_score scores[32];
+    struct record_request *q;
+    ck_assert_int_lt(i, 32);
+    for (int k = 0; k <= i; k++)
+        scores[k] = (struct trace_score){.request = 99,
+                                         .position = 2 + k,
+                                         .token = 10 * i + k,
+                                         .log_p = -0.5f * (float)k,
+                                         .rank = 1 + k,
+                                         .entropy = 0.25f * (float)i,
+                                         .top1 = k == 0,
+                                         .agree = k % 2,
+                                         .kl = 0.125f * (float)k};
+    TRY(record_arm(r, &arm, &head.arm));
+    TRY(record_prompt(r, &p, &head.prompt));
+    TRY(record_begin(r, &head, (int[]){3, 4}, 2, &q));
+    return record_finish_scored(r, q, scores, i + 1, 7, 9);
+}
+
 static void check_step(const struct trace *t, int request, int step)
 {
     struct fake_step f;
@@ -308,6 +333,109 @@ START_TEST(every_field_of_every_table_survives_the_round_trip)
         ck_assert_int_eq(t.prompts[i].turn, 0);
     }
     trace_deinit(&t);
+}
+END_TEST
+
+START_TEST(scores_survive_the_round_trip)
+{
+    struct trace t;
+    struct record *r = open_record(RECORD_FORCE);
+    int64_t row = 0;
+    for (int i = 0; i < 9; i++)
+        ck_assert_msg(score_request(r, i) == 0, "%s", err_text());
+    ck_assert_int_eq(record_close(r, "interrupted"), 0);
+    r = open_record(RECORD_RESUME);
+    ck_assert_int_eq(record_find(r, 0, 8), 8);
+    ck_assert_int_eq(record_find(r, 0, 9), -1);
+    ck_assert_msg(score_request(r, 9) == 0, "%s", err_text());
+    ck_assert_int_eq(record_close(r, "complete"), 0);
+    ck_assert_msg(trace_read(&t, path, TRACE_READ_ALL) == 0, "%s", err_text());
+    ck_assert_int_eq(trace_is_scored(&t), 1);
+    ck_assert_int_eq(t.n_requests, 10);
+    ck_assert_int_eq(t.n_scores, 55);
+    ck_assert_int_eq(t.n_tokens, 55);
+    for (int i = 0; i < 10; i++) {
+        const struct trace_request *q = &t.requests[i];
+        ck_assert(q->finish == TRACE_SCORED && q->steps == 0 && q->tokens == i + 1 && q->score_begin == row);
+        ck_assert(q->ns_prefill == 7 && q->ns_first == 9 && q->ns_decode == 0);
+        for (int k = 0; k <= i; k++, row++) {
+            const struct trace_score *s = &t.scores[row];
+            ck_assert(s->request == i && s->position == 2 + k && s->token == 10 * i + k && s->rank == 1 + k);
+            ck_assert(s->log_p == -0.5f * (float)k && s->entropy == 0.25f * (float)i);
+            ck_assert(s->top1 == (k == 0) && s->agree == k % 2 && s->kl == 0.125f * (float)k);
+            ck_assert_int_eq(t.tokens[q->token_begin + k].id, s->token);
+            ck_assert(t.tokens[q->token_begin + k].log_p == s->log_p);
+        }
+    }
+    trace_deinit(&t);
+}
+END_TEST
+
+/* What schema 1 did not have goes: /scores, and the last field of /requests. */
+static void make_schema_1(void)
+{
+    struct trace_request rows[16];
+    int32_t one = 1;
+    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT), set = H5Dopen2(file, "/requests", H5P_DEFAULT);
+    hid_t type = H5Dget_type(set), space = H5Dget_space(set),
+          old = H5Tcreate(H5T_COMPOUND, H5Tget_size(type));
+    for (int i = 0; i < H5Tget_nmembers(type); i++) {
+        char *name = H5Tget_member_name(type, (unsigned)i);
+        hid_t member = H5Tget_member_type(type, (unsigned)i);
+        if (strcmp(name, "score_begin") != 0)
+            H5Tinsert(old, name, H5Tget_member_offset(type, (unsigned)i), member);
+        H5Tclose(member);
+        H5free_memory(name);
+    }
+    ck_assert_int_eq(H5Tget_nmembers(old), H5Tget_nmembers(type) - 1);
+    hsize_t n = (hsize_t)H5Sget_simple_extent_npoints(space);
+    ck_assert_int_le(n, 16);
+    H5Sclose(space);
+    space = H5Screate_simple(1, &n, NULL);
+    ck_assert_int_ge(H5Dread(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, rows), 0);
+    H5Dclose(set);
+    ck_assert_int_ge(H5Ldelete(file, "/requests", H5P_DEFAULT), 0);
+    ck_assert_int_ge(H5Ldelete(file, "/scores", H5P_DEFAULT), 0);
+    set = H5Dcreate2(file, "/requests", old, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+    ck_assert_int_ge(H5Dwrite(set, old, H5S_ALL, H5S_ALL, H5P_DEFAULT, rows), 0);
+    hid_t attr = H5Aopen(file, "schema", H5P_DEFAULT);
+    ck_assert_int_ge(H5Awrite(attr, H5T_NATIVE_INT32, &one), 0);
+    H5Aclose(attr);
+    H5Dclose(set);
+    H5Tclose(old);
+    H5Tclose(type);
+    H5Sclose(space);
+    H5Fclose(file);
+}
+
+START_TEST(a_file_of_schema_1_is_read_and_resumed)
+{
+    struct trace t;
+    int32_t two = 2;
+    write_file(5);
+    make_schema_1();
+    ck_assert_int_eq(check_file("complete"), 5);
+    ck_assert_msg(trace_read(&t, path, TRACE_READ_ALL) == 0, "%s", err_text());
+    ck_assert_int_eq(t.meta.schema, 1);
+    ck_assert_int_eq(t.n_scores, 0);
+    for (int i = 0; i < 5; i++)
+        ck_assert_int_eq(t.requests[i].score_begin, 0);
+    trace_deinit(&t);
+    struct record *r = open_record(RECORD_RESUME);
+    ck_assert_msg(write_request(r, 5) == 0, "%s", err_text());
+    ck_assert_int_eq(record_close(r, "complete"), 0);
+    ck_assert_int_eq(check_file("complete"), 6);
+    ck_assert_int_eq(trace_read(&t, path, 0), 0);
+    ck_assert_int_eq(t.meta.schema, TRACE_SCHEMA);
+    trace_deinit(&t);
+    /* A file that says it has schema 2 must have what schema 2 brought. */
+    write_file(2);
+    make_schema_1();
+    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT), attr = H5Aopen(file, "schema", H5P_DEFAULT);
+    ck_assert_int_ge(H5Awrite(attr, H5T_NATIVE_INT32, &two), 0);
+    H5Aclose(attr);
+    H5Fclose(file);
+    ck_fails(trace_read(&t, path, 0), ERR_FORMAT, path, "'score_begin'", "no such field");
 }
 END_TEST
 
@@ -744,6 +872,8 @@ struct rows_of_a_file {
     struct trace_token token[2];
     struct trace_step step;
     struct trace_node node[2];
+    struct trace_score score[2];
+    int n_steps, n_scores; /* of these, how many are written */
     int32_t prompt[3];
     struct trace_meta meta;
 };
@@ -760,8 +890,9 @@ static int read_with(const struct rows_of_a_file *x)
     ck_assert_int_eq(record_file_append(f, RECORD_REQUESTS, &x->request, 1), 0);
     ck_assert_int_eq(record_file_append(f, RECORD_PROMPT_TOKENS, x->prompt, 3), 0);
     ck_assert_int_eq(record_file_append(f, RECORD_TOKENS, x->token, 2), 0);
-    ck_assert_int_eq(record_file_append(f, RECORD_STEPS, &x->step, 1), 0);
-    ck_assert_int_eq(record_file_append(f, RECORD_NODES, x->node, 2), 0);
+    ck_assert_int_eq(record_file_append(f, RECORD_STEPS, &x->step, x->n_steps), 0);
+    ck_assert_int_eq(record_file_append(f, RECORD_NODES, x->node, 2 * x->n_steps), 0);
+    ck_assert_int_eq(record_file_append(f, RECORD_SCORES, x->score, x->n_scores), 0);
     ck_assert_int_eq(record_file_close(f), 0);
     int rc = trace_read(&t, path, TRACE_READ_ALL);
     if (!rc)
@@ -776,16 +907,31 @@ static struct rows_of_a_file valid_rows(void)
         .token = {{5, 0, -1}, {6, 0, -2}},
         .step = {.proposed = 2, .depth = 2, .accepted = 1, .emitted = 2},
         .node = {{.parent = -1, .depth = 1, .rank = 1}, {.parent = 0, .depth = 2, .rank = 1}},
+        .n_steps = 1,
         .meta = some_meta()};
+}
+
+static struct rows_of_a_file valid_scores(void)
+{
+    struct rows_of_a_file x = valid_rows();
+    x.request.finish = TRACE_SCORED;
+    x.request.steps = x.n_steps = 0;
+    x.n_scores = 2;
+    x.score[0] = (struct trace_score){.position = 3, .token = 5, .log_p = -1, .rank = 1};
+    x.score[1] = (struct trace_score){.position = 4, .token = 6, .log_p = -2, .rank = 2};
+    return x;
 }
 
 START_TEST(every_planted_wrong_number_is_found)
 {
     struct rows_of_a_file x = valid_rows();
     ck_assert_msg(read_with(&x) == 0, "%s", err_text());
-#define PLANT(change, ...)                                                                                   \
+    x = valid_scores();
+    ck_assert_msg(read_with(&x) == 0, "%s", err_text());
+#define PLANT(change, ...) PLANT_IN(valid_rows(), change, __VA_ARGS__)
+#define PLANT_IN(rows, change, ...)                                                                          \
     do {                                                                                                     \
-        x = valid_rows();                                                                                    \
+        x = rows;                                                                                            \
         change;                                                                                              \
         ck_fails(read_with(&x), ERR_FORMAT, path, __VA_ARGS__);                                              \
     } while (0)
@@ -819,6 +965,15 @@ START_TEST(every_planted_wrong_number_is_found)
     PLANT(x.node[0].depth = 0, "/nodes row 0");
     PLANT(x.meta.schema = TRACE_SCHEMA + 1, "newer");
     PLANT(x.meta.schema = 0, "schema");
+    PLANT_IN(valid_scores(), x.request.score_begin = 1, "/requests row 0", "/scores");
+    PLANT_IN(valid_scores(), x.request.score_begin = -1, "/requests row 0", "/scores");
+    PLANT_IN(valid_scores(), x.n_scores = 1, "/requests row 0", "/scores");
+    PLANT_IN(valid_scores(), (x.n_steps = 1, x.request.steps = 1), "/requests row 0", "one kind");
+    PLANT_IN(valid_scores(), x.score[1].request = 1, "/scores row 1", "out of range");
+    PLANT_IN(valid_scores(), x.score[1].token = 7, "/scores row 1", "expected token 1 of request 0");
+    PLANT_IN(valid_scores(), x.score[1].token = -1, "/scores row 1", "out of range");
+    PLANT_IN(valid_scores(), x.score[0].position = -1, "/scores row 0", "out of range");
+    PLANT_IN(valid_scores(), x.score[0].rank = 0, "/scores row 0", "out of range");
 }
 END_TEST
 
@@ -869,6 +1024,8 @@ int main(void)
     tcase_set_timeout(tc, 300);
     tcase_add_checked_fixture(tc, make_folder, remove_folder);
     tcase_add_test(tc, every_field_of_every_table_survives_the_round_trip);
+    tcase_add_test(tc, scores_survive_the_round_trip);
+    tcase_add_test(tc, a_file_of_schema_1_is_read_and_resumed);
     tcase_add_test(tc, every_attribute_survives_the_round_trip);
     tcase_add_test(tc, parts_that_were_not_asked_for_are_not_read);
     tcase_add_test(tc, a_trace_of_steps_alone_has_no_nodes);

@@ -28,8 +28,8 @@ static void teardown(void)
     toy_dir_remove(&toy);
 }
 
-/* `specbed run` on the toy experiment, in two cells; option may be NULL. */
-static pid_t start(const char *out, const char *max_tokens, const char *option)
+/* `specbed run` on the toy experiment, in two cells, with one more setting; option may be NULL. */
+static pid_t start_cells(const char *cells, const char *out, const char *set, const char *option)
 {
     pid_t pid = fork();
     if (pid != 0)
@@ -37,9 +37,14 @@ static pid_t start(const char *out, const char *max_tokens, const char *option)
     int log = open(log_path, O_WRONLY | O_CREAT | O_TRUNC, 0666), null = open("/dev/null", O_WRONLY);
     dup2(null, STDOUT_FILENO);
     dup2(log, STDERR_FILENO);
-    execl(SPECBED_PROGRAM, "specbed", "run", toy.config, "--no-progress", "--set",
-          "sweep.draft.strategy=[none,ngram]", "--set", max_tokens, "-o", out, option, (char *)NULL);
+    execl(SPECBED_PROGRAM, "specbed", "run", toy.config, "--no-progress", "--set", cells, "--set", set, "-o",
+          out, option, (char *)NULL);
     _exit(127);
+}
+
+static pid_t start(const char *out, const char *max_tokens, const char *option)
+{
+    return start_cells("sweep.draft.strategy=[none,ngram]", out, max_tokens, option);
 }
 
 static int wait_for(pid_t pid)
@@ -144,6 +149,14 @@ static void same_content(const char *out, const char *expected)
                           a.tokens[i].log_p == b.tokens[i].log_p,
                       "token %ld differs", (long)i);
     same_steps(&a, &b);
+    ck_assert_int_eq(a.n_scores, b.n_scores);
+    for (int64_t i = 0; i < a.n_scores; i++) {
+        const struct trace_score *x = &a.scores[i], *y = &b.scores[i];
+        ck_assert_msg(x->request == y->request && x->position == y->position && x->token == y->token &&
+                          x->log_p == y->log_p && x->rank == y->rank && x->entropy == y->entropy &&
+                          x->top1 == y->top1 && x->agree == y->agree && x->kl == y->kl,
+                      "score %ld differs", (long)i);
+    }
     trace_deinit(&a);
     trace_deinit(&b);
 }
@@ -183,6 +196,34 @@ START_TEST(a_run_killed_anywhere_resumes_to_the_content_of_an_undisturbed_one)
         unlink(toy.out);
     }
     ck_assert_int_ge(in_the_middle, 6);
+}
+END_TEST
+
+START_TEST(a_score_killed_anywhere_resumes_to_the_content_of_an_undisturbed_one)
+{
+    static const char arms[] = "arms=[{model.weights: bf16}, {model.weights: fp8}]";
+    static const int moments[] = {1, 5, 10, 14, 19};
+    char expected[100], answers[100];
+    int in_the_middle = 0;
+    snprintf(expected, sizeof expected, "%s/expected.h5", toy.path);
+    snprintf(answers, sizeof answers, "%s/answers.h5", toy.path);
+    ck_assert_int_eq(wait_for(start_cells("arms=[]", answers, "workload.max_tokens=120", NULL)), 0);
+    FILE *f = fopen(toy.config, "a"); /* two more settings than --set has room for */
+    fprintf(f, "workload.mode: score\nworkload.answers: %s\n", answers);
+    fclose(f);
+    ck_assert_int_eq(wait_for(start_cells(arms, expected, "workload.max_tokens=120", NULL)), 0);
+    ck_assert_int_eq(requests_in(expected), 2 * TOY_DIR_REQUESTS);
+    for (size_t i = 0; i < sizeof moments / sizeof *moments; i++) {
+        pid_t pid = start_cells(arms, toy.out, "workload.max_tokens=120", "--force");
+        wait_until_recorded(pid, toy.out, moments[i]);
+        kill(pid, SIGKILL);
+        wait_for(pid);
+        in_the_middle += requests_in(toy.out) < 2 * TOY_DIR_REQUESTS;
+        ck_assert_int_eq(wait_for(start_cells(arms, toy.out, "workload.max_tokens=120", "--resume")), 0);
+        same_content(toy.out, expected);
+        unlink(toy.out);
+    }
+    ck_assert_int_ge(in_the_middle, 2);
 }
 END_TEST
 
@@ -284,6 +325,7 @@ int main(void)
     tcase_set_timeout(tc, 300);
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, a_run_killed_anywhere_resumes_to_the_content_of_an_undisturbed_one);
+    tcase_add_test(tc, a_score_killed_anywhere_resumes_to_the_content_of_an_undisturbed_one);
     tcase_add_test(tc, an_interrupt_finishes_active_requests_and_says_how_to_go_on);
     tcase_add_test(tc, a_second_interrupt_drops_active_requests);
     tcase_add_test(tc, two_programs_do_not_write_one_file);
