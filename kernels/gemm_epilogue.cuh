@@ -44,6 +44,8 @@ __device__ static inline void prefetch(const void *at)
 /* Before the dependency wait: weights that needs_of will load. */
 __device__ static inline void needs_prefetch(const struct gemm_args &p, int tile)
 {
+    if (!p.scale && p.epilogue != EPILOGUE_RESIDUAL)
+        return;
     for (int h = 0; h < 2; h++) {
         const int j = output_of(p, tile, h);
         if (p.scale && j < p.n)
