@@ -166,6 +166,8 @@ static void attend_group(const struct attention *a, int r, int head, float *scra
 {
     const struct rows *rows = a->rows;
     int dim = a->kv.head_dim, group = a->heads / a->kv.kv_heads;
+    if (rows->slot[r] < 0)
+        return;
     for (int h = 0; h < group; h += HEADS) {
         size_t first = (size_t)(head * group + h) * (size_t)dim;
         struct unit u = {

@@ -1,5 +1,6 @@
 /* rope: every element is read and written once. A few rows take less time than waking a thread. */
 #include "kernels/attention.h"
+#include "kernels/fp8.h"
 #include "kernels/simd.h"
 
 /* x[j] cos - x[j + half] sin and x[j + half] cos + x[j] sin; each product's second term is fused. */
@@ -20,20 +21,40 @@ static void rotate(float *x, const float *cos_sin, int half)
     }
 }
 
+/* A number as a cache of FP8 cells holds it. */
+static float in_fp8(float x)
+{
+    return fp8_to_f32(fp8_from_f32(x));
+}
+
+/* A key and a value to their cell. */
+static void put_cell(const struct kv_layer *kv, float *to_k, float *to_v, const float *k, const float *v)
+{
+    if (kv->form == KV_FP8) {
+        for (int d = 0; d < kv->head_dim; d++) {
+            to_k[(size_t)d * KV_BLOCK] = in_fp8(k[d]);
+            to_v[d] = in_fp8(v[d]);
+        }
+        return;
+    }
+    for (int d = 0; d < kv->head_dim; d++)
+        to_k[(size_t)d * KV_BLOCK] = k[d];
+    memcpy(to_v, v, (size_t)kv->head_dim * sizeof *v);
+}
+
 static void rope_row(const struct rope *a, int r)
 {
     const struct rows *rows = a->rows;
-    int dim = a->kv.head_dim;
-    float *q = a->qkv + (size_t)r * (size_t)(a->heads + 2 * a->kv.kv_heads) * (size_t)dim;
-    const float *k = q + (size_t)a->heads * (size_t)dim, *v = k + (size_t)a->kv.kv_heads * (size_t)dim;
-    for (int h = 0; h < a->heads + a->kv.kv_heads; h++)
+    const struct kv_layer *kv = &a->kv;
+    const int dim = kv->head_dim, slot = rows->slot[r], cell = rows->cell[r];
+    float *q = a->qkv + (size_t)r * (size_t)(a->heads + 2 * kv->kv_heads) * (size_t)dim;
+    const float *k = q + (size_t)a->heads * (size_t)dim, *v = k + (size_t)kv->kv_heads * (size_t)dim;
+    if (slot < 0)
+        return;
+    for (int h = 0; h < a->heads + kv->kv_heads; h++)
         rotate(q + (size_t)h * (size_t)dim, a->cos_sin + (size_t)r * (size_t)dim, dim / 2);
-    for (int h = 0; h < a->kv.kv_heads; h++, k += dim, v += dim) {
-        float *to = kv_key(&a->kv, rows->slot[r], h, rows->cell[r]);
-        for (int d = 0; d < dim; d++)
-            to[(size_t)d * KV_BLOCK] = k[d];
-        memcpy(kv_value(&a->kv, rows->slot[r], h, rows->cell[r]), v, (size_t)dim * sizeof *v);
-    }
+    for (int h = 0; h < kv->kv_heads; h++, k += dim, v += dim)
+        put_cell(kv, kv_key(kv, slot, h, cell), kv_value(kv, slot, h, cell), k, v);
 }
 
 void KERN_NAME(rope)(const struct rope *a)

@@ -1,5 +1,6 @@
 /* rope: the table of cosines and sines, one for all instruction sets, and the rotation in plain loops. */
 #include "kernels/attention.h"
+#include "kernels/fp8.h"
 #include <math.h>
 
 void rope_table(const struct rows *rows, const float *inv_freq, int head_dim, float *cos_sin)
@@ -24,6 +25,11 @@ static void rotate(float *x, const float *cos_sin, int half)
     }
 }
 
+static float cell_value(float x, enum kv_form form)
+{
+    return form == KV_FP8 ? fp8_to_f32(fp8_from_f32(x)) : x;
+}
+
 void rope_ref(const struct rope *a)
 {
     const struct rows *rows = a->rows;
@@ -32,14 +38,16 @@ void rope_ref(const struct rope *a)
     for (int r = 0; r < rows->n; r++) {
         float *q = a->qkv + (size_t)r * stride, *k = q + (size_t)a->heads * (size_t)dim;
         const float *v = k + (size_t)a->kv.kv_heads * (size_t)dim;
+        if (rows->slot[r] < 0)
+            continue;
         for (int h = 0; h < a->heads + a->kv.kv_heads; h++)
             rotate(q + (size_t)h * (size_t)dim, a->cos_sin + (size_t)r * (size_t)dim, dim / 2);
         for (int h = 0; h < a->kv.kv_heads; h++, k += dim, v += dim) {
             float *to_k = kv_key(&a->kv, rows->slot[r], h, rows->cell[r]);
             float *to_v = kv_value(&a->kv, rows->slot[r], h, rows->cell[r]);
             for (int d = 0; d < dim; d++) {
-                to_k[(size_t)d * KV_BLOCK] = k[d];
-                to_v[d] = v[d];
+                to_k[(size_t)d * KV_BLOCK] = cell_value(k[d], a->kv.form);
+                to_v[d] = cell_value(v[d], a->kv.form);
             }
         }
     }

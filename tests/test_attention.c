@@ -1,6 +1,7 @@
 /* Cache layout, rope, attention and moving cells on every instruction set of this machine. Cells that no row
  * may see hold NaN, so that a look at one shows. */
 #include "kernels/cpu.h"
+#include "kernels/fp8.h"
 #include "kernels/philox.h"
 #include <check.h>
 #include <math.h>
@@ -320,6 +321,28 @@ START_TEST(an_overwhelming_key_takes_all)
 }
 END_TEST
 
+/* A row of nobody leaves its output, whose meaning is none, and the others as they are without it. */
+START_TEST(attention_passes_over_rows_of_nobody)
+{
+    for (int i = 0; cpu_kernels_at(i); i++) {
+        struct tree t;
+        struct setup s;
+        tree_init(&t, 3, 40, MAX_NODES);
+        setup_init(&s, _i, &t);
+        attend_rows(&s, cpu_kernels_at(i), &t, 0, t.n, 1);
+        memcpy(s.expected, s.y, (size_t)t.n * s.row * sizeof(float));
+        memset(s.y, 0, (size_t)t.n * s.row * sizeof(float));
+        for (int r = 1; r < t.n; r += 2) {
+            t.slot[r] = -1;
+            memset(s.expected + (size_t)r * s.row, 0, s.row * sizeof(float));
+        }
+        attend_rows(&s, cpu_kernels_at(i), &t, 0, t.n, 2);
+        ck_assert_mem_eq(s.y, s.expected, (size_t)t.n * s.row * sizeof(float));
+        setup_deinit(&s);
+    }
+}
+END_TEST
+
 /* --- rope
  * ---------------------------------------------------------------------------------------------------------
  */
@@ -416,6 +439,58 @@ START_TEST(rope_is_within_its_bound_and_fills_the_cells)
 }
 END_TEST
 
+/* Cells of form FP8 hold what the same rotation writes to wide ones, rounded; the queries do not change. */
+START_TEST(fp8_cells_hold_the_rounded_keys_and_values)
+{
+    for (int i = -1; i < 0 || cpu_kernels_at(i); i++) {
+        void (*const rope)(const struct rope *) = i < 0 ? rope_ref : cpu_kernels_at(i)->rope;
+        struct rope_case wide, fp8;
+        int changed = 0;
+        rope_case_init(&wide, _i);
+        rope_case_init(&fp8, _i);
+        fp8.kv.form = KV_FP8;
+        rope_run(&wide, rope, 0, ROPE_ROWS, 2);
+        rope_run(&fp8, rope, 0, ROPE_ROWS, 2);
+        ck_assert_mem_eq(fp8.qkv, wide.qkv, ROPE_ROWS * wide.row * sizeof(float));
+        size_t n = (size_t)SLOTS * (size_t)wide.kv.kv_heads * CAP * (size_t)wide.kv.head_dim;
+        for (size_t j = 0; j < 2 * n; j++) {
+            float was = ((const float *)(j < n ? wide.kv.k : wide.kv.v))[j % n],
+                  got = ((const float *)(j < n ? fp8.kv.k : fp8.kv.v))[j % n];
+            if (isnan(was) ? !isnan(got) : got != fp8_to_f32(fp8_from_f32(was)))
+                ck_abort_msg("element %zu of the %s is %.9g, expected %.9g in FP8", j % n,
+                             j < n ? "keys" : "values", got, was);
+            changed += !isnan(was) && got != was;
+        }
+        ck_assert_int_gt(changed, 0);
+        rope_case_deinit(&wide);
+        rope_case_deinit(&fp8);
+    }
+}
+END_TEST
+
+/* Slot -1: no cell is written, and the other rows do not notice. */
+START_TEST(rows_of_nobody_touch_no_cell)
+{
+    for (int i = -1; i < 0 || cpu_kernels_at(i); i++) {
+        void (*const rope)(const struct rope *) = i < 0 ? rope_ref : cpu_kernels_at(i)->rope;
+        struct rope_case some, all;
+        rope_case_init(&some, _i);
+        rope_case_init(&all, _i);
+        for (int r = 0; r < ROPE_ROWS; r += 3)
+            some.t.slot[r] = -1;
+        rope_run(&some, rope, 0, ROPE_ROWS, 2);
+        for (int r = 0; r < ROPE_ROWS; r++)
+            if (r % 3 != 0)
+                rope_run(&all, rope, r, 1, 1);
+        size_t n = (size_t)SLOTS * (size_t)all.kv.kv_heads * CAP * (size_t)all.kv.head_dim;
+        ck_assert_mem_eq(some.kv.k, all.kv.k, n * sizeof(float));
+        ck_assert_mem_eq(some.kv.v, all.kv.v, n * sizeof(float));
+        rope_case_deinit(&some);
+        rope_case_deinit(&all);
+    }
+}
+END_TEST
+
 START_TEST(rope_writes_no_other_cell)
 {
     struct rope_case c;
@@ -483,8 +558,11 @@ int main(void)
     tcase_add_loop_test(c, it_is_within_its_bound_of_the_reference, 0, N_SHAPES);
     tcase_add_loop_test(c, small_integers_are_exact, 0, N_SHAPES);
     tcase_add_test(c, an_overwhelming_key_takes_all);
+    tcase_add_loop_test(c, attention_passes_over_rows_of_nobody, 0, N_SHAPES);
     tcase_add_loop_test(c, the_rope_table_holds_cosines_then_sines, 0, N_SHAPES);
     tcase_add_loop_test(c, rope_is_within_its_bound_and_fills_the_cells, 0, N_SHAPES);
+    tcase_add_loop_test(c, fp8_cells_hold_the_rounded_keys_and_values, 0, N_SHAPES);
+    tcase_add_loop_test(c, rows_of_nobody_touch_no_cell, 0, N_SHAPES);
     tcase_add_loop_test(c, rope_writes_no_other_cell, 0, N_SHAPES);
     tcase_add_loop_test(c, a_row_of_rope_is_the_same_in_every_batch, 0, N_SHAPES);
     tcase_add_loop_test(c, moved_cells_hold_what_their_sources_held, 0, N_SHAPES);
