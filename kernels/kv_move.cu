@@ -1,7 +1,8 @@
-/* kv_move: a thread takes eight components of every cell in turn. src[i] >= dst + i and src increases, so a
- * write never reaches a cell that is read later, and BATCH reads may precede their writes. launch   grid
- * [kv_heads, 2]: keys, values; block 32 moves    8 * kv_heads * head_dim bytes a cell; latency is all: n / 8
- * round trips to memory, at most 8 */
+/* kv_move: a thread takes 16 bytes of every cell in turn, in any form of the cache. src[i] >= dst + i and src
+ * increases, so a write never reaches a cell that is read later, and BATCH reads may precede their writes.
+ * launch   grid [kv_heads, 2]: keys, values; block 32
+ * moves    8 * kv_heads * head_dim bytes a cell, half of it as E4M3; latency is all: n / 8 round trips to
+ *          memory, at most 8 */
 #include "kernels/cuda.h"
 #include "kernels/launch.cuh"
 
@@ -12,25 +13,26 @@ struct cells {
 };
 
 static __global__ void __launch_bounds__(THREADS)
-    kv_move_kernel(bf16 *k, bf16 *v, int slot, int dim, int cap, int dst, int n,
+    kv_move_kernel(const __grid_constant__ struct kv_layer kv, int slot, int dst, int n,
                    const __grid_constant__ struct cells cells)
 {
-    const int words = dim / 8;
-    const size_t head = (size_t)slot * gridDim.x + blockIdx.x;
-    uint4 *base = (uint4 *)((blockIdx.y == 0 ? k : v) + head * (size_t)cap * (size_t)dim);
+    const size_t words =
+        (size_t)kv.head_dim * (kv.form == KV_FP8 ? 1 : sizeof(bf16)) / sizeof(uint4); /* of a cell */
+    const size_t head = (size_t)slot * (size_t)kv.kv_heads + blockIdx.x;
+    uint4 *base = (uint4 *)(blockIdx.y == 0 ? kv.k : kv.v) + head * (size_t)kv.cap * words;
     launch_trigger();
     launch_wait();
-    for (int word = (int)threadIdx.x; word < words; word += THREADS)
+    for (size_t word = threadIdx.x; word < words; word += THREADS)
         for (int first = 0; first < n; first += BATCH) {
             uint4 held[BATCH];
 #pragma unroll
             for (int i = 0; i < BATCH; i++)
                 if (first + i < n)
-                    held[i] = base[(size_t)cells.src[first + i] * (size_t)words + (size_t)word];
+                    held[i] = base[(size_t)cells.src[first + i] * words + word];
 #pragma unroll
             for (int i = 0; i < BATCH; i++)
                 if (first + i < n)
-                    base[(size_t)(dst + first + i) * (size_t)words + (size_t)word] = held[i];
+                    base[(size_t)(dst + first + i) * words + word] = held[i];
         }
 }
 
@@ -43,6 +45,5 @@ KERN_API int kv_move_cuda(const struct kv_move *a, void *stream)
         return cudaErrorInvalidValue;
     memcpy(cells.src, a->src, (size_t)a->n * sizeof *a->src);
     const struct launch l = {dim3((unsigned)a->kv.kv_heads, 2), dim3(THREADS), 0, 0, stream};
-    return launch_kernel(&l, kv_move_kernel, (bf16 *)a->kv.k, (bf16 *)a->kv.v, a->slot, a->kv.head_dim,
-                         a->kv.cap, a->dst, a->n, cells);
+    return launch_kernel(&l, kv_move_kernel, a->kv, a->slot, a->dst, a->n, cells);
 }

@@ -1,8 +1,15 @@
 /* rope: a thread takes components j..j+3 and their partners of one head; queries are rotated in place, keys
- * and values go to their cells as bf16. launch   table: a thread an angle, grid [rows, ceil(head_dim / 2 /
- * 128)]; rope: grid [rows, ceil(heads of q, k, v * head_dim / 8 / 128)] math     f32, the second product of
- * each sum fused as on the CPU; sine and cosine with full range reduction moves    q 8 bytes a component, k
- * and v 6; 64 rows of 32 + 2 * 8 heads of 128: 2.9 MB, the launch itself is the cost */
+ * and values go to their cells, as bf16 or E4M3. A row of nobody (slot < 0) is left as it is.
+ *
+ * rope_table runs once a pass, ahead of its first product, and is the pass's gate: it lets the next kernel
+ * begin behind launch_wait, not ahead of it. Whatever comes later in the pass then begins when everything
+ * before rope_table has ended, so it may read rows' arrays and cells of earlier passes ahead of its own
+ * launch_wait, as kernels/attention.cu does. Elsewhere a kernel may begin while several before it wait.
+ * launch   table: a thread an angle, grid [rows, ceil(head_dim / 2 / 128)]; rope: grid [rows, ceil(heads of
+ *          q, k, v * head_dim / 8 / 128)]
+ * math     f32, the second product of each sum fused as on the CPU; sine and cosine with full range reduction
+ * moves    q 8 bytes a component, k and v 6 (5 as E4M3); 64 rows of 32 + 2 * 8 heads of 128: 2.9 MB, the
+ *          launch itself is the cost */
 #include "kernels/cuda.h"
 #include "kernels/launch.cuh"
 
@@ -12,11 +19,11 @@ static __global__ void __launch_bounds__(THREADS)
     rope_table_kernel(const int *pos, const float *__restrict__ inv_freq, int half, float *cos_sin)
 {
     const int j = (int)blockIdx.y * THREADS + (int)threadIdx.x;
+    const float frequency = j < half ? inv_freq[j] : 0;
+    launch_wait();
     launch_trigger();
     if (j >= half)
         return;
-    const float frequency = inv_freq[j];
-    launch_wait();
     float *to = cos_sin + (size_t)blockIdx.x * (size_t)half * 2 + j;
     sincosf(__fmul_rn((float)pos[blockIdx.x], frequency), to + half, to);
 }
@@ -34,28 +41,40 @@ static __device__ float4 negative(float4 x)
     return make_float4(-x.x, -x.y, -x.z, -x.w);
 }
 
-static __device__ void store_bf16(bf16 *to, float4 x)
+/* Four components of a cell from element `at` on. */
+static __device__ void put_cell(void *cells, enum kv_form form, size_t at, float4 x)
 {
+    if (form == KV_FP8) {
+        uint16_t low, high;
+        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(x.y), "f"(x.x));
+        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(x.w), "f"(x.z));
+        *(uint32_t *)((uint8_t *)cells + at) = (uint32_t)low | (uint32_t)high << 16;
+        return;
+    }
     uint32_t low, high;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(low) : "f"(x.y), "f"(x.x));
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(high) : "f"(x.w), "f"(x.z));
-    *(uint2 *)to = make_uint2(low, high);
+    *(uint2 *)((bf16 *)cells + at) = make_uint2(low, high);
 }
 
 static __global__ void __launch_bounds__(THREADS)
-    rope_kernel(const int *slot, const int *cell, float *qkv, const float *cos_sin, bf16 *k, bf16 *v,
-                int heads, int kv_heads, int dim, int cap)
+    rope_kernel(const int *row_slot, const int *cell, float *qkv, const float *cos_sin,
+                const __grid_constant__ struct kv_layer kv, int heads)
 {
-    const int half = dim / 2, unit = ((int)blockIdx.y * THREADS + (int)threadIdx.x) * WIDTH,
-              head = unit / half, j = unit % half;
-    const int row = (int)blockIdx.x, all = heads + 2 * kv_heads;
+    const int dim = kv.head_dim, half = dim / 2,
+              unit = ((int)blockIdx.y * THREADS + (int)threadIdx.x) * WIDTH, head = unit / half,
+              j = unit % half;
+    const int row = (int)blockIdx.x, all = heads + 2 * kv.kv_heads;
     launch_trigger();
     if (head >= all)
         return;
     launch_wait();
+    const int slot = row_slot[row];
+    if (slot < 0)
+        return;
     float *x = qkv + ((size_t)row * (size_t)all + (size_t)head) * (size_t)dim + j;
     float4 low = *(const float4 *)x, high = *(const float4 *)(x + half);
-    if (head < heads + kv_heads) {
+    if (head < heads + kv.kv_heads) {
         const float *table = cos_sin + (size_t)row * (size_t)dim + j;
         const float4 cos = *(const float4 *)table, sin = *(const float4 *)(table + half), before = low;
         low = turn(low, cos, negative(high), sin);
@@ -66,12 +85,12 @@ static __global__ void __launch_bounds__(THREADS)
         *(float4 *)(x + half) = high;
         return;
     }
-    const int kv_head = (head - heads) % kv_heads;
-    const size_t at =
-        ((size_t)slot[row] * (size_t)kv_heads + (size_t)kv_head) * (size_t)cap + (size_t)cell[row];
-    bf16 *to = (head < heads + kv_heads ? k : v) + at * (size_t)dim + j;
-    store_bf16(to, low);
-    store_bf16(to + half, high);
+    const size_t first = ((size_t)slot * (size_t)kv.kv_heads + (size_t)((head - heads) % kv.kv_heads)) *
+                         (size_t)kv.cap,
+                 at = (first + (size_t)cell[row]) * (size_t)dim + (size_t)j;
+    void *cells = head < heads + kv.kv_heads ? kv.k : kv.v;
+    put_cell(cells, kv.form, at, low);
+    put_cell(cells, kv.form, at + (size_t)half, high);
 }
 
 KERN_API int rope_table_cuda(const struct rows *rows, const float *inv_freq, int head_dim, float *cos_sin,
@@ -93,6 +112,5 @@ KERN_API int rope_cuda(const struct rope *a, void *stream)
         return 0;
     const dim3 grid((unsigned)a->rows->n, (unsigned)((units + THREADS - 1) / THREADS));
     const struct launch l = {grid, dim3(THREADS), 0, 0, stream};
-    return launch_kernel(&l, rope_kernel, a->rows->slot, a->rows->cell, a->qkv, a->cos_sin, (bf16 *)kv->k,
-                         (bf16 *)kv->v, a->heads, kv->kv_heads, kv->head_dim, kv->cap);
+    return launch_kernel(&l, rope_kernel, a->rows->slot, a->rows->cell, a->qkv, a->cos_sin, *kv, a->heads);
 }

@@ -1,0 +1,223 @@
+/* attention_cells: what a team of the attention kernels (kernels/attention.cu) holds, and how keys and values
+ * of 64 positions reach its shared memory. A team is four warps that work on one job; a block has one team or
+ * two.
+ *
+ * The cells of a block's positions are listed first, a thread a position; then cp.async copies 16 bytes at a
+ * time, so that a row's path is read once a key, not once a piece. Cells of E4M3 bytes wait in `raw` and
+ * become bf16 (exact) on their way to the products; a thread widens what it has copied itself. */
+#ifndef KERNELS_ATTENTION_CELLS_CUH
+#define KERNELS_ATTENTION_CELLS_CUH
+#include "kernels/attention.h"
+#include <cuda_fp16.h>
+#include <limits.h>
+
+enum { BLOCK = 64, WARPS = 4, THREADS = 32 * WARPS /* a team */, WARP_KEYS = BLOCK / WARPS, PAD = 8 };
+enum { KEYS, VALUES };
+
+/* What kernels need of struct attention and its rows, by value. */
+struct view {
+    const int *slot, *pos, *cell, *base, *path_off, *path;
+    const float *qkv;
+    const void *cells[2]; /* keys, values */
+    uint16_t *y;
+    float *o;     /* scratch [rows][heads][chunks][dim] */
+    float2 *stat; /* scratch [rows][heads][chunks], (m, l) */
+    int n, heads, kv_heads, group, dim, cap, chunks;
+    enum act_form y_form;
+    float scale; /* to units of log2 */
+};
+
+/* Rows [first, first + count) over the positions up to `last`; several rows share a job where their cells are
+ * the positions. */
+struct job {
+    int first, count, kv_head, slot, base, last;
+    const int *path; /* cells of positions base.. */
+};
+
+/* Of one team. Rows of m tiles are the pairs (row, head), heads fastest. PAD keeps the eight rows that
+ * ldmatrix reads at once, and those that a warp stores to at once, in different banks. */
+template <int DIM, int TILES, bool FP8> struct __align__(16) shared {
+    union {
+        bf16 cells[2][BLOCK][DIM + PAD];
+        float o[16 * TILES][DIM + PAD]; /* of the team's last job, when no cell is needed any more */
+    };
+    bf16 q[2][16 * TILES][DIM + PAD]; /* high and low part */
+    bf16 p[16 * TILES][BLOCK + PAD];
+    uint8_t raw[2][FP8 ? BLOCK * DIM : 16];
+    float max[WARPS][16 * TILES], sum[WARPS][16 * TILES];
+    float2 stat[16 * TILES]; /* beside o */
+    int last[16 * TILES];    /* last position that the row sees, -1: no row */
+    int cell[BLOCK];         /* of the block that is requested next, -1: zeros */
+};
+
+static __device__ int member(void) /* of its team */
+{
+    return (int)threadIdx.x % THREADS;
+}
+
+static __device__ int team_warp(void)
+{
+    return (int)threadIdx.x / 32 % WARPS;
+}
+
+/* Barrier 0 is __syncthreads'. */
+static __device__ void team_sync(void)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"((int)threadIdx.x / THREADS + 1), "n"((int)THREADS) : "memory");
+}
+
+static __device__ bool team_any(bool x)
+{
+    int any;
+    asm volatile("{\n.reg .pred p, q;\n"
+                 "setp.ne.s32 p, %1, 0;\n"
+                 "bar.red.or.pred q, %2, %3, p;\n"
+                 "selp.s32 %0, 1, 0, q;\n}"
+                 : "=r"(any)
+                 : "r"((int)x), "r"((int)threadIdx.x / THREADS + 1), "n"((int)THREADS)
+                 : "memory");
+    return any != 0;
+}
+
+/* An element of the rows' arrays. Not by way of the L1 cache, which may be older than the pass: they are read
+ * ahead of launch_wait. */
+static __device__ int row_int(const int *p)
+{
+    return __ldcg(p);
+}
+
+static __device__ unsigned shared_address(const void *p)
+{
+    return (unsigned)__cvta_generic_to_shared(p);
+}
+
+/* 16 bytes, or zeros and no read. */
+static __device__ void copy_async(void *to, const void *from, bool real)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(real ? 16 : 0)
+                 : "memory");
+}
+
+static __device__ void copy_commit(void)
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+template <int PENDING> static __device__ void copy_wait(void)
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+static __device__ unsigned pack(float low, float high)
+{
+    unsigned u;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(u) : "f"(high), "f"(low));
+    return u;
+}
+
+static __device__ float low_of(unsigned u)
+{
+    return __uint_as_float(u << 16);
+}
+
+static __device__ float high_of(unsigned u)
+{
+    return __uint_as_float(u & 0xffff0000u);
+}
+
+/* Two E4M3 as two bf16. */
+static __device__ unsigned widen(unsigned two)
+{
+    unsigned half;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(half) : "h"((unsigned short)two));
+    return pack(__half2float(__ushort_as_half((unsigned short)half)),
+                __half2float(__ushort_as_half((unsigned short)(half >> 16))));
+}
+
+static __device__ uint4 widen_eight(unsigned low, unsigned high)
+{
+    return make_uint4(widen(low), widen(low >> 16), widen(high), widen(high >> 16));
+}
+
+template <int DIM, int TILES, bool FP8>
+static __device__ void list_cells(struct shared<DIM, TILES, FP8> *sh, const struct job *j, int begin)
+{
+    const int p = begin + member();
+    if (member() < BLOCK)
+        sh->cell[member()] = p > j->last ? -1 : p < j->base ? p : row_int(j->path + (p - j->base));
+}
+
+/* A team's block is copied in pieces of 16 bytes, thread by thread. */
+template <int DIM, bool FP8> struct pieces {
+    enum { SIZE = FP8 ? 1 : 2, KEY = DIM * SIZE / 16, EACH = BLOCK * KEY / THREADS };
+};
+
+/* Those of the listed cells that lie in [from, to). */
+template <int DIM, int TILES, bool FP8>
+static __device__ void request(struct shared<DIM, TILES, FP8> *sh, const struct view *a, const struct job *j,
+                               int which, int from, int to)
+{
+    enum { SIZE = pieces<DIM, FP8>::SIZE, KEY = pieces<DIM, FP8>::KEY, EACH = pieces<DIM, FP8>::EACH };
+    const size_t row = (size_t)a->dim * SIZE,
+                 head = ((size_t)j->slot * (size_t)a->kv_heads + (size_t)j->kv_head) * (size_t)a->cap;
+    const char *cells = (const char *)a->cells[which] + head * row;
+#pragma unroll 4 /* all at once keeps more addresses than there are registers */
+    for (int i = 0; i < EACH; i++) {
+        const int piece = i * THREADS + member(), key = piece / KEY, at = piece % KEY * 16,
+                  cell = sh->cell[key];
+        void *place =
+            FP8 ? (void *)(sh->raw[which] + key * DIM + at) : (void *)&sh->cells[which][key][at / 2];
+        if (at < (int)row && cell >= from && cell < to)
+            copy_async(place, cell < 0 ? cells : cells + (size_t)cell * row + at, cell >= 0);
+    }
+}
+
+/* The oldest request but one is there for the whole team. */
+template <int DIM, int TILES, bool FP8>
+static __device__ void arrive(struct shared<DIM, TILES, FP8> *sh, const struct view *a, int which)
+{
+    copy_wait<1>();
+    if (FP8) {
+        enum { KEY = pieces<DIM, true>::KEY, EACH = pieces<DIM, true>::EACH };
+#pragma unroll 2
+        for (int i = 0; i < EACH; i++) {
+            const int piece = i * THREADS + member(), key = piece / KEY, at = piece % KEY * 16;
+            if (at < a->dim) {
+                const uint4 raw = *(const uint4 *)(sh->raw[which] + key * DIM + at);
+                uint4 *to = (uint4 *)&sh->cells[which][key][at];
+                to[0] = widen_eight(raw.x, raw.y);
+                to[1] = widen_eight(raw.z, raw.w);
+            }
+        }
+    }
+    team_sync();
+}
+
+/* Both parts of q, who sees what, and zeros in the columns that head_dim leaves free. */
+template <int DIM, int TILES, bool FP8>
+static __device__ void load_queries(struct shared<DIM, TILES, FP8> *sh, const struct view *a,
+                                    const struct job *j)
+{
+    const int live = j->count * a->group, rows = (live + 15) / 16 * 16;
+    for (int i = member(); i < rows; i += THREADS) {
+        const int row = j->first + i / a->group;
+        sh->last[i] = i < live && row_int(a->slot + row) >= 0 ? row_int(a->pos + row) : -1;
+    }
+    for (int i = member(); i < rows * (DIM / 2); i += THREADS) {
+        const int row = i / (DIM / 2), d = i % (DIM / 2) * 2;
+        float2 q = make_float2(0, 0);
+        if (row < live && d < a->dim) {
+            const size_t head = (size_t)(j->first + row / a->group) * (size_t)(a->heads + 2 * a->kv_heads) +
+                                (size_t)(j->kv_head * a->group + row % a->group);
+            q = *(const float2 *)(a->qkv + head * (size_t)a->dim + d);
+        }
+        const unsigned high = pack(q.x, q.y);
+        *(unsigned *)&sh->q[0][row][d] = high;
+        *(unsigned *)&sh->q[1][row][d] = pack(__fsub_rn(q.x, low_of(high)), __fsub_rn(q.y, high_of(high)));
+    }
+    const int spare = (DIM - a->dim) / 2;
+    for (int i = member(); i < 2 * BLOCK * spare; i += THREADS)
+        *(unsigned *)&sh->cells[i / (BLOCK * spare)][i / spare % BLOCK][a->dim + i % spare * 2] = 0;
+}
+#endif

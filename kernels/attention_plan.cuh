@@ -1,0 +1,125 @@
+/* attention_plan: how the positions of a tile of rows are cut into jobs for teams, and where a job's result
+ * is found again. All of it follows from the rows' arrays, which every team reads for itself. */
+#ifndef KERNELS_ATTENTION_PLAN_CUH
+#define KERNELS_ATTENTION_PLAN_CUH
+#include "kernels/attention_cells.cuh"
+
+enum {
+    SHORT_END = 2048,
+    MIDDLE = 256,
+    MIDDLE_END = 8192,
+    LONG = 1024
+}; /* chunks of BLOCK, then MIDDLE, then LONG positions */
+enum { SHORTS = SHORT_END / BLOCK, MIDDLES = (MIDDLE_END - SHORT_END) / MIDDLE };
+
+static __host__ __device__ int chunk_begin(int chunk)
+{
+    if (chunk <= SHORTS)
+        return chunk * BLOCK;
+    if (chunk <= SHORTS + MIDDLES)
+        return SHORT_END + (chunk - SHORTS) * MIDDLE;
+    return MIDDLE_END + (chunk - SHORTS - MIDDLES) * LONG;
+}
+
+static __host__ __device__ int chunk_of(int position)
+{
+    if (position < SHORT_END)
+        return position / BLOCK;
+    if (position < MIDDLE_END)
+        return SHORTS + (position - SHORT_END) / MIDDLE;
+    return SHORTS + MIDDLES + (position - MIDDLE_END) / LONG;
+}
+
+/* Rows [first, first + count) and what they have in common; rows of nobody are left out. */
+struct tile {
+    int first, count, slot, last; /* last: the furthest position of a row, -1: all rows are nobody's */
+    int common;                   /* up to here all rows see the same cells */
+    bool chain;                   /* one slot, and every row's cells are its positions */
+    int shared, jobs;             /* chunks that all rows see whole and in the same cells; see job_of */
+};
+
+/* By a whole warp. */
+static __device__ struct tile tile_of(const struct view *a, int first, int count)
+{
+    int low = INT_MAX, high = -1, common = INT_MAX, last = -1;
+    bool chain = true;
+    for (int i = first + (int)threadIdx.x % 32; i < first + count; i += 32) {
+        const int slot = row_int(a->slot + i), pos = row_int(a->pos + i), base = row_int(a->base + i);
+        if (slot < 0)
+            continue;
+        low = min(low, slot);
+        high = max(high, slot);
+        common = min(common, min(base, pos + 1));
+        last = max(last, pos);
+        chain = chain && base > pos;
+    }
+    const unsigned all = 0xffffffffu;
+    const int slot = __reduce_max_sync(all, high);
+    const bool one = __reduce_min_sync(all, low) >= slot;
+    struct tile t = {first,
+                     count,
+                     slot,
+                     __reduce_max_sync(all, last),
+                     __reduce_min_sync(all, common),
+                     __all_sync(all, chain) && one,
+                     0,
+                     0};
+    if (!one)
+        t.common = 0;
+    if (t.last >= 0) {
+        t.shared = chunk_of(t.common);
+        t.jobs = t.shared + (chunk_of(t.last) + 1 - t.shared) * count;
+    }
+    return t;
+}
+
+static __device__ struct job job_alone(const struct view *a, int row, int kv_head)
+{
+    const int base = row_int(a->base + row), last = row_int(a->pos + row);
+    const int *path = base <= last ? a->path + row_int(a->path_off + row) : a->path;
+    const struct job j = {row, 1, kv_head, row_int(a->slot + row), base, last, path};
+    return j;
+}
+
+static __device__ struct job job_shared(const struct view *a, const struct tile *t, int kv_head)
+{
+    const struct job j = {t->first, t->count, kv_head, t->slot, INT_MAX, t->last, a->path};
+    return j;
+}
+
+/* Job i of a tile: the shared chunks, then the others chunk by chunk, row by row. */
+struct place {
+    int chunk, row; /* row -1: all of the tile */
+};
+
+static __device__ struct place place_of(const struct tile *t, int i)
+{
+    const int alone = i - t->shared;
+    const struct place of_all = {i, -1}, of_row = {t->shared + alone / t->count, t->first + alone % t->count};
+    return alone < 0 ? of_all : of_row;
+}
+
+static __device__ int job_of(const struct tile *t, int row, int chunk)
+{
+    return chunk < t->shared ? chunk : t->shared + (chunk - t->shared) * t->count + row - t->first;
+}
+
+/* False: there is nothing to do, the row is nobody's or ends before the chunk. */
+static __device__ bool job_at(const struct view *a, const struct tile *t, int kv_head, struct place at,
+                              struct job *j)
+{
+    *j = at.row < 0 ? job_shared(a, t, kv_head) : job_alone(a, at.row, kv_head);
+    return j->slot >= 0 && chunk_begin(at.chunk) <= j->last;
+}
+
+/* The first cell of a slot that a row of this pass writes: the kernel before may still be at it. By a whole
+ * warp. */
+static __device__ int old_cells(const struct view *a, int slot)
+{
+    int cell = INT_MAX - 1;
+    for (int i = (int)threadIdx.x % 32; i < a->n; i += 32)
+        if (row_int(a->slot + i) == slot)
+            cell = min(cell, row_int(a->cell + i));
+    return __reduce_min_sync(0xffffffffu, cell);
+}
+#endif
