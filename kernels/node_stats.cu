@@ -1,5 +1,7 @@
 /* node_stats: a block a node counts the ids before its token, one more block a slot follows the accepted
- * path. launch   grid [1 + max_nodes, slots], block 512, shared 64 B; nodes that are not there leave at once
+ * path.
+ *
+ * launch   grid [1 + max_nodes, slots], block 512, shared 64 B; nodes that are not there leave at once
  * math     whole numbers and single f32 operations: exact
  * moves    vocab * 4 bytes a node, siblings' from L2; 0.5 MB at 128256 ids
  * roof     what one block can read: 250 loads a thread for 128256 ids, 8 in flight; nodes side by side */

@@ -5,8 +5,8 @@
 
 enum { SAMPLE_ID_BITS = 20, SAMPLE_ORDER_BITS = 32 + SAMPLE_ID_BITS };
 
-/* vreg_exp of kernels/vreg.h as a machine without fused multiply-add computes it, which is how sample.c is
- * built. */
+/* vreg_exp of kernels/vreg.h as a machine without fused multiply-add computes it, which is what sample.c
+ * does on x86-64. */
 static __device__ inline float sample_exp(float x)
 {
     const float magic = 0x1.8p23f;
