@@ -142,17 +142,17 @@ static __device__ void request(void *to, const void *from, int dim, int begin, i
 
 /* Keys and values of tile t, to buffer t % 2 or to `raw`. */
 template <int DIM, bool FP8>
-static __device__ void request_tile(struct shared<DIM, FP8> *sh, const struct view *a, int t)
+static __device__ void request_tile(struct shared<DIM, FP8> *sh, const struct view *a, int begin)
 {
     const char *k = (const char *)a->k + sh->job.cells, *v = (const char *)a->v + sh->job.cells;
     const int last = sh->job.last;
     if (FP8) {
-        request<DIM, 1, DIM>(sh->raw[0], k, a->dim, t * KEYS, last);
-        request<DIM, 1, DIM>(sh->raw[FP8], v, a->dim, t * KEYS, last);
+        request<DIM, 1, DIM>(sh->raw[0], k, a->dim, begin, last);
+        request<DIM, 1, DIM>(sh->raw[FP8], v, a->dim, begin, last);
     } else {
         enum { STRIDE = shared<DIM, FP8>::STRIDE * (int)sizeof(bf16) };
-        request<DIM, 2, STRIDE>(sh->k[FP8 ? 0 : t % 2], k, a->dim, t * KEYS, last);
-        request<DIM, 2, STRIDE>(sh->v[FP8 ? 0 : t % 2], v, a->dim, t * KEYS, last);
+        request<DIM, 2, STRIDE>(sh->k[FP8 ? 0 : begin / KEYS % 2], k, a->dim, begin, last);
+        request<DIM, 2, STRIDE>(sh->v[FP8 ? 0 : begin / KEYS % 2], v, a->dim, begin, last);
     }
 }
 
@@ -185,8 +185,8 @@ static __device__ void load_queries(bf16 (*to)[DIM + PAD], const struct view *a,
     }
 }
 
-/* Unscaled scores of the warp's rows against a tile. q, k: shared addresses of the lane's rows of the first
- * fragments. */
+/* Unscaled scores of the warp's rows against a tile. q, k: shared addresses of the lane's row of the first
+ * fragments: row lane % 16, column lane / 16 * 8. */
 template <int DIM, int TILES>
 static __device__ void score(float s[TILES][KEYS / 8][4], unsigned q, unsigned k)
 {
@@ -205,8 +205,8 @@ static __device__ void score(float s[TILES][KEYS / 8][4], unsigned q, unsigned k
             load_fragment(b, k + (unsigned)(n * 8 * STRIDE + d));
 #pragma unroll
             for (int i = 0; i < TILES; i++) {
-                multiply(s[i][n], a[i], b[0], b[1]);
-                multiply(s[i][n + 1], a[i], b[2], b[3]);
+                multiply(s[i][n], a[i], b[0], b[2]);
+                multiply(s[i][n + 1], a[i], b[1], b[3]);
             }
         }
     }
@@ -338,6 +338,7 @@ static __global__ void __launch_bounds__(THREADS, DIM <= 128 ? 2 : 1)
 {
     typedef struct shared<DIM, FP8> block;
     enum { TILES = block::TILES, STRIDE = block::STRIDE * (int)sizeof(bf16) };
+    enum { KEYS_AT = offsetof(block, k), VALUES_AT = offsetof(block, v) };
     extern __shared__ __align__(16) char memory[];
     block *sh = (block *)memory;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -355,12 +356,8 @@ static __global__ void __launch_bounds__(THREADS, DIM <= 128 ? 2 : 1)
 #pragma unroll
     for (int i = 0; i < TILES * 2; i++)
         c.m[i / 2][i % 2] = -CUDART_INF_F;
-    const unsigned q = shared_address(sh->q) +
-                       (unsigned)((warp * 16 * TILES + lane % 16) * STRIDE + lane / 16 * 16),
-                   k = shared_address(sh->k) +
-                       (unsigned)((lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 16),
-                   v = shared_address(sh->v) + (unsigned)(lane % 16 * STRIDE + lane / 16 * 16);
-    for (int t = 0; t * KEYS <= sh->job.last; t++) {
+    const unsigned at = shared_address(memory) + (unsigned)(lane % 16 * STRIDE + lane / 16 * 16);
+    for (int begin = 0; begin <= sh->job.last; begin += KEYS) {
         float s[TILES][KEYS / 8][4];
         copy_wait();
         __syncthreads(); /* the tile is there, and everybody is done with the one before */
@@ -369,14 +366,14 @@ static __global__ void __launch_bounds__(THREADS, DIM <= 128 ? 2 : 1)
             convert<DIM>(sh->v[0], sh->raw[FP8]);
             __syncthreads();
         }
-        if ((t + 1) * KEYS <= sh->job.last)
-            request_tile(sh, &a, t + 1);
-        const unsigned buffer = FP8 ? 0 : (unsigned)(t % 2 * KEYS * STRIDE);
-        score<DIM, TILES>(s, q, k + buffer);
-        if (t * KEYS + KEYS - 1 > sh->job.clear)
-            hide<TILES>(s, &sh->job, a.group, t * KEYS);
+        if (begin + KEYS <= sh->job.last)
+            request_tile(sh, &a, begin + KEYS);
+        const unsigned keys = at + KEYS_AT + (FP8 ? 0 : (unsigned)(begin & KEYS) * STRIDE);
+        score<DIM, TILES>(s, at + (unsigned)(warp * 16 * TILES * STRIDE), keys);
+        if (begin + KEYS - 1 > sh->job.clear)
+            hide<TILES>(s, &sh->job, a.group, begin);
         weigh(&c, s, a.scale);
-        add_values(&c, s, v + buffer);
+        add_values(&c, s, keys + VALUES_AT - KEYS_AT);
     }
     store(&c, &a, &sh->job);
 }
