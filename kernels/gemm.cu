@@ -169,9 +169,9 @@ template <int F> static int launch_rows(const struct gemm_args *p, void *stream)
         return p->log2_slices > 3 ? launch_shape<gemm_shape<F, 2, 1, 16, 1, fp8 ? 5 : 6, 2, 2>>(p, stream)
                                   : launch_shape<gemm_shape<F, 2, 1, 8, 1, 8, 2, 3>>(p, stream);
     if (nt <= 4)
-        return wide ? launch_shape<gemm_shape<F, 4, 2, 8, 2, fp8 ? 3 : 4, 1, 1>>(p, stream)
+        return wide ? launch_shape<gemm_shape<F, 4, 2, 8, 2, fp8 ? 3 : 4, fp8 ? 1 : 2, 1>>(p, stream)
                     : launch_shape<gemm_shape<F, 4, 1, 8, 1, fp8 ? 4 : 8, 2, 2>>(p, stream);
-    return wide ? launch_shape<gemm_shape<F, 8, 2, 8, 2, fp8 ? 2 : 3, 1, 1>>(p, stream)
+    return wide ? launch_shape<gemm_shape<F, 8, 4, 8, 1, fp8 ? 2 : 4, 2, 1>>(p, stream)
                 : launch_shape<gemm_shape<F, 8, 1, 8, 1, fp8 ? 3 : 4, 1, 2>>(p, stream);
 }
 

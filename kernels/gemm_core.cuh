@@ -107,7 +107,13 @@ template <int FORM> __device__ static inline void mma(float4 *c, uint4 a, uint2 
  * The last warps, whose slices have the fewest steps, take the first rows. */
 template <class S> __device__ static void row_factors(const struct gemm_args &p, float2 *factor)
 {
-    enum { ROWS = (S::NT * ACT_ROWS + S::WARPS - 1) / S::WARPS };
+    enum {
+        ROWS = (S::NT * ACT_ROWS + S::WARPS - 1) / S::WARPS,
+        ALONE = S::WARPS * S::BLOCKS == OCTET, /* a warp has registers to spare */
+        BATCH = ROWS == 1           ? 8
+                : ROWS < 4 || ALONE ? 4
+                                    : 2 /* loads of a row in flight, no part of the order */
+    };
     const int warp = S::WARPS - 1 - threadIdx.x / LANES, lane = threadIdx.x % LANES;
     const int left = min(p.rows - (int)blockIdx.y * ROW_BLOCK, ROW_BLOCK) - warp,
               rows = (left + S::WARPS - 1) / S::WARPS;
@@ -116,8 +122,8 @@ template <class S> __device__ static void row_factors(const struct gemm_args &p,
         return;
     float sum[ROWS];
     if (p.square)
-        norm_sums<ROWS>(p.square + first * (size_t)p.steps, (size_t)S::WARPS * (size_t)p.steps, rows, p.steps,
-                        sum);
+        norm_sums<ROWS, BATCH>(p.square + first * (size_t)p.steps, (size_t)S::WARPS * (size_t)p.steps, rows,
+                               p.steps, sum);
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
         if (lane == r && r < rows)
@@ -141,13 +147,16 @@ __device__ static void slice_sums(const struct gemm_args &p, int tile, int slice
                (loads * STEPS > 0 && STEPS * p.loads != p.steps && ((p.loads - 1) & (slices - 1)) == slice);
     const int rows = p.rows - (int)blockIdx.y * ROW_BLOCK -
                      lane / 4; /* this lane's row of tile t exists if t * 8 < rows */
-    const int absent = MT == 1 || tile + 1 < p.tiles ? 0 : FAR; /* the second tile */
+    int absent[MT];
     enum { LOAD = LANES * sizeof(uint4), STEP = LANES * sizeof(uint2) };
     const uint32_t size = (uint32_t)p.loads * LOAD,
                    act = (uint32_t)p.steps * STEP; /* bytes of a tile of weights, of acts */
     const uint32_t stride = LOAD << p.log2_slices; /* to the slice's next load */
     const uint32_t jump =
         (STEP << p.log2_slices) * STEPS - (STEPS - 1) * STEP; /* of acts, behind a load's last step */
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+        absent[m] = m == 0 || tile + m < p.tiles ? 0 : FAR; /* past n: no place is before the end */
     const uint64_t policy = evict_first();
     const uint4 *w = p.w + ((size_t)tile * (size_t)p.loads + (size_t)slice) * LANES + lane;
     const uint2 *x =
@@ -156,12 +165,11 @@ __device__ static void slice_sums(const struct gemm_args &p, int tile, int slice
         lane;
     uint4 a[DEPTH][MT];
     uint2 b[AHEAD][NT];
-    static_assert(MT <= 2, "absent says whether one tile is");
 #pragma unroll
     for (int i = 0; i < DEPTH; i++, advance(&w, stride))
 #pragma unroll
         for (int m = 0; m < MT; m++)
-            a[i][m] = load_weights(w, m, size, i * STEPS + m * absent, left, policy);
+            a[i][m] = load_weights(w, m, size, i * STEPS + absent[m], left, policy);
     launch_wait();
 #pragma unroll
     for (int j = 0; j < AHEAD; j++) {
@@ -184,7 +192,7 @@ __device__ static void slice_sums(const struct gemm_args &p, int tile, int slice
                 for (int t = 0; t < NT; t++)
                     mma<S::FORM>(&sum[m][t], f, b[j % AHEAD][t]);
                 if (last)
-                    a[i][m] = load_weights(w, m, size, (i + DEPTH) * STEPS + m * absent, left, policy);
+                    a[i][m] = load_weights(w, m, size, (i + DEPTH) * STEPS + absent[m], left, policy);
             }
             if (last)
                 advance(&w, stride);

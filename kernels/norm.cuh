@@ -25,10 +25,9 @@ __device__ static inline float norm_add(float v, int lane_mask)
 
 /* The sums of a row's squares for R rows, `stride` entries apart, of which `rows` exist; in every lane of a
  * whole warp. */
-template <int R>
+template <int R, int BATCH>
 __device__ static inline void norm_sums(const float *square, size_t stride, int rows, int tiles, float *sum)
 {
-    enum { BATCH = R == 1 ? 8 : R < 4 ? 4 : 2 }; /* loads of a row in flight, no part of the order */
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < R; r++)
