@@ -21,6 +21,7 @@ struct config_list {
 
 /* One cell of an explicit list: what it sets on top of the rest of the file. */
 struct config_arm {
+    char *label; /* owned; NULL: from the values */
     int n;
     char *key[CONFIG_MAX_SWEEP], *value[CONFIG_MAX_SWEEP]; /* owned; as text, checked like any value */
 };
@@ -73,7 +74,7 @@ void config_deinit(struct config *c); /* a zeroed struct is fine */
 /* Cells of the sweep: the cartesian product, last key fastest; or the arms; 1 without either. */
 int  config_cells(const struct config *c);
 /* Cell i as a configuration of its own, without sweep and arms; label (malloc'ed, the caller's) says what differs: "ngram, 5"
- * from the values of the swept keys, "weights fp8, kv fp8" from an arm, or the strategy when nothing is swept (score: what the model's
+ * from the values of the swept keys, an arm's label or "weights fp8, kv fp8" from its values, or the strategy when nothing is swept (score: what the model's
  * numbers are). Checks that the cell makes sense as a whole. */
 int  config_cell(const struct config *c, int i, struct config *out, char **label);
 /* As YAML that config_parse reads back to the same configuration, malloc'ed. */

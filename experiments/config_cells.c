@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char sweep_prefix[] = "sweep.", arms_key[] = "arms";
+static const char sweep_prefix[] = "sweep.", arms_key[] = "arms", label_key[] = "label";
 enum { SWEEP_PREFIX = sizeof sweep_prefix - 1, ARMS_KEY = sizeof arms_key - 1 };
 
 int config_is_sweep(const char *key)
@@ -38,11 +38,13 @@ void config_sweep_remove(struct config *c, const char *key)
 
 static void arms_clear(struct config *c)
 {
-    for (int i = 0; i < c->arms.n; i++)
+    for (int i = 0; i < c->arms.n; i++) {
+        free(c->arms.at[i].label);
         for (int k = 0; k < c->arms.at[i].n; k++) {
             free(c->arms.at[i].key[k]);
             free(c->arms.at[i].value[k]);
         }
+    }
     free(c->arms.at);
     c->arms.at = NULL;
     c->arms.n = 0;
@@ -142,10 +144,27 @@ static int check_arm_value(const struct config_option *o, const struct config_en
     return rc;
 }
 
+static int set_label(struct config_arm *arm, const struct config_entry *e, const char *where)
+{
+    if (e->kind != CONFIG_ENTRY_TEXT || !e->items[0][0])
+        FAIL(ERR_CONFIG, "%s: label of an arm: expected text, found %s", where,
+             e->kind == CONFIG_ENTRY_TEXT  ? "nothing"
+             : e->kind == CONFIG_ENTRY_MAP ? "a mapping"
+                                           : "a list");
+    char *label = strdup(e->items[0]);
+    if (!label)
+        FAIL(ERR_MEMORY, "%s: out of memory", where);
+    free(arm->label);
+    arm->label = label;
+    return 0;
+}
+
 static int add_to_arm(struct config *c, const char *key, const struct config_entry *e, const char *where)
 {
     struct config_arm *arm = &c->arms.at[c->arms.n - 1];
     struct config_option o;
+    if (!strcmp(key, label_key))
+        return set_label(arm, e, where);
     if (!config_option_find(key, &o)) {
         if (config_is_section(key) && e->kind == CONFIG_ENTRY_MAP)
             return 0;
@@ -212,16 +231,25 @@ static int same_arm(const struct config_arm *a, const struct config_arm *b)
     return same;
 }
 
+static int same_label(const struct config_arm *a, const struct config_arm *b)
+{
+    return a->label && b->label && !strcmp(a->label, b->label);
+}
+
 static int check_arms(const struct config *c, const char *what)
 {
     for (int i = 0; i < c->arms.n; i++) {
         if (c->arms.at[i].n == 0)
             FAIL(ERR_CONFIG, "%s: arms: expected at least one key in each, found none in arm %d", what,
                  i + 1);
-        for (int k = 0; k < i; k++)
+        for (int k = 0; k < i; k++) {
             if (same_arm(&c->arms.at[i], &c->arms.at[k]))
                 FAIL(ERR_CONFIG, "%s: arms: expected each arm once, found arms %d and %d to be the same",
                      what, k + 1, i + 1);
+            if (same_label(&c->arms.at[i], &c->arms.at[k]))
+                FAIL(ERR_CONFIG, "%s: arms: expected each label once, found '%s' twice", what,
+                     c->arms.at[i].label);
+        }
     }
     return 0;
 }
@@ -255,8 +283,13 @@ void config_cells_print(const struct config *c, FILE *out)
     fputs(c->arms.n ? "arms:\n" : "", out);
     for (int i = 0; i < c->arms.n; i++) {
         const struct config_arm *a = &c->arms.at[i];
+        fputs("  - {", out);
+        if (a->label) {
+            fprintf(out, "%s: ", label_key);
+            config_print_text(a->label, out);
+        }
         for (int k = 0; k < a->n; k++) {
-            fprintf(out, "%s%s: ", k ? ", " : "  - {", a->key[k]);
+            fprintf(out, "%s%s: ", k || a->label ? ", " : "", a->key[k]);
             config_print_text(a->value[k], out);
         }
         fputs("}\n", out);
@@ -291,14 +324,17 @@ static int set_value(struct config *out, const char *key, char *value, const cha
     return config_option_set(out, &o, &value, 1, where);
 }
 
-/* "kv fp8": in an arm any key may stand, so that a value alone would say little. */
+/* Without a label "kv fp8": in an arm any key may stand, so that a value alone would say little. */
 static int apply_arm(const struct config_arm *arm, struct config *out, FILE *label)
 {
     for (int k = 0; k < arm->n; k++) {
         const char *dot = strrchr(arm->key[k], '.');
         TRY(set_value(out, arm->key[k], arm->value[k], "arms"));
-        fprintf(label, "%s%s %s", k ? ", " : "", dot ? dot + 1 : arm->key[k], arm->value[k]);
+        if (!arm->label)
+            fprintf(label, "%s%s %s", k ? ", " : "", dot ? dot + 1 : arm->key[k], arm->value[k]);
     }
+    if (arm->label)
+        fputs(arm->label, label);
     return 0;
 }
 

@@ -282,7 +282,8 @@ void config_help(FILE *out)
         fputc('\n', out);
     }
     fputs("sweep.KEY\n    values of any of the keys above; one experiment for each combination\n    a list\n"
-          "arms\n    instead of a sweep: one experiment for each item, which sets some of the keys above\n"
-          "    a list of mappings, such as [{model.weights: bf16}, {model.weights: fp8, model.kv: fp8}]\n",
+          "arms\n    instead of a sweep: one experiment for each item, which sets some of the keys above and "
+          "may have a label\n"
+          "    a list of mappings, such as [{model.kv: bf16}, {label: KV8, model.kv: fp8}]\n",
           out);
 }

@@ -229,6 +229,10 @@ START_TEST(every_mistake_gets_a_sentence)
         {"arms: [{name: a, draft.max_depth: 1}, {name: b}, {draft.max_depth: 1, name: a}]",
          "expected each arm once, found arms 1 and 3 to be the same"},
         {"arms: [{name: a}]\nsweep: {draft.max_depth: [1, 2]}", "expected a sweep or arms, found both"},
+        {"arms: [{label: a}]", "expected at least one key in each, found none in arm 1"},
+        {"arms: [{label: '', name: a}]", "label of an arm: expected text, found nothing"},
+        {"arms: [{label: [a], name: a}]", "label of an arm: expected text, found a list"},
+        {"arms: [{label: a, name: a}, {label: a, name: b}]", "expected each label once, found 'a' twice"},
         {"arms.1: {name: a}", "unknown key 'arms.1'"},
         {"arms.x: {name: a}", "unknown key 'arms.x'"},
         {"arms.0.name: a", "unknown key 'arms.0.name'"},
@@ -341,10 +345,10 @@ END_TEST
 
 START_TEST(arms_are_cells_of_their_own)
 {
-    static const char *const labels[] = {"weights bf16", "weights fp8, kv fp8", "max_depth 3, name x"};
+    static const char *const labels[] = {"weights bf16", "weights fp8, kv fp8", "deep: \"x\""};
     struct config c;
     parse(&c, "model: {path: m, kv: bf16}\narms:\n- {model.weights: bf16}\n- model: {weights: fp8, kv: fp8}\n"
-              "- {draft: {max_depth: 3}, name: x}\n");
+              "- {draft: {max_depth: 3}, label: 'deep: \"x\"', name: x}\n");
     ck_assert_int_eq(config_cells(&c), 3);
     for (int i = 0; i < 3; i++) {
         struct config cell;
@@ -563,7 +567,7 @@ static void random_arms(struct config *c, unsigned *seed)
 {
     int n = (int)(rand_r(seed) % 5), options = 0;
     struct config_option o;
-    char text[100];
+    char text[100], label[100];
     while (config_option_at(options, &o))
         options++;
     c->arms.at = calloc((size_t)n + 1, sizeof *c->arms.at);
@@ -571,6 +575,14 @@ static void random_arms(struct config *c, unsigned *seed)
         struct config_arm *arm = &c->arms.at[c->arms.n];
         snprintf(text, sizeof text, "%d", c->arms.n);
         *arm = (struct config_arm){.n = 1, .key = {strdup("sampling.seed")}, .value = {strdup(text)}};
+        if (rand_r(seed) % 2)
+            arm->label = strdup(random_text(seed, label, 0));
+        for (int i = 0; arm->label && i < c->arms.n; i++)
+            if (c->arms.at[i].label && !strcmp(c->arms.at[i].label, arm->label)) {
+                free(arm->label);
+                arm->label = NULL;
+                break;
+            }
         config_option_at((int)(rand_r(seed) % (unsigned)options), &o);
         if (!strcmp(o.key, "sampling.seed"))
             continue;
@@ -585,6 +597,7 @@ static void same_arms(const struct config *a, const struct config *b)
     ck_assert_int_eq(a->arms.n, b->arms.n);
     for (int i = 0; i < a->arms.n; i++) {
         ck_assert_int_eq(a->arms.at[i].n, b->arms.at[i].n);
+        ck_assert_pstr_eq(a->arms.at[i].label, b->arms.at[i].label);
         for (int k = 0; k < a->arms.at[i].n; k++) {
             ck_assert_str_eq(a->arms.at[i].key[k], b->arms.at[i].key[k]);
             ck_assert_str_eq(a->arms.at[i].value[k], b->arms.at[i].value[k]);
