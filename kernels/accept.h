@@ -15,7 +15,7 @@
  *          of exp and log and the order of sums; it is a function of the row, the key and the node's children alone, so that a token does not
  *          depend on batch, tree or strategy beyond what the rule says
  * moves    CPU, of each visited node: coupled and rejection read a row a few times, greedy O(1), relaxed O(1) and a rank a child.
- *          CUDA: of every node coupled and relaxed a row once, with filters and rejection once and 4 to 9 times more out of L2 a filter */
+ *          CUDA, of every node: a row once, about 9 times more out of L2 for top-k and for top-p each; rejection a q besides */
 #ifndef KERNELS_ACCEPT_H
 #define KERNELS_ACCEPT_H
 #include "kernels/logits.h"

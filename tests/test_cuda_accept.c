@@ -143,7 +143,8 @@ static int special(const struct bench *b, int row, int k)
     return (int)(uniform(40, (uint32_t)row, (uint32_t)k) * (float)b->vocab);
 }
 
-/* A few ids hold most of a row's probability; every third row is whole numbers, full of ties. */
+/* A few ids hold most of a row's probability; every third row is whole numbers, full of ties, one of them
+ * at the top. */
 static void fill_rows(struct bench *b)
 {
     const float lift = logf((float)b->vocab);
@@ -153,8 +154,10 @@ static void fill_rows(struct bench *b)
             row[v] = 3 * (uniform((uint32_t)r, 0, (uint32_t)v) + uniform((uint32_t)r, 1, (uint32_t)v) - 1);
         for (int k = 0; k < SPECIAL; k++)
             row[special(b, r, k)] += lift * (0.8f + 0.5f * uniform(41, (uint32_t)r, (uint32_t)k));
-        for (int v = 0; r % 3 == 2 && v < b->vocab; v++)
+        for (int v = 0; r % 3 == 0 && v < b->vocab; v++)
             row[v] = floorf(row[v]);
+        if (r % 3 == 0)
+            row[special(b, r, 0)] = row[special(b, r, 1)] = ceilf(1.5f * lift);
         if (r % 4 == 1)
             row[b->vocab / 2] = -INFINITY;
     }
@@ -200,12 +203,13 @@ static void give_q(struct bench *b, int slot, int k)
         q[v] = (float)(q[v] / sum);
 }
 
-static int largest(const struct bench *b, int row)
+/* Id of the largest logit, of equal ones the first or the last. */
+static int largest(const struct bench *b, int row, int last)
 {
     const float *x = b->host.logits + (size_t)row * (size_t)b->vocab;
     int best = 0;
     for (int v = 1; v < b->vocab; v++)
-        best = x[v] > x[best] ? v : best;
+        best = x[v] > x[best] || (last && x[v] == x[best]) ? v : best;
     return best;
 }
 
@@ -222,7 +226,7 @@ static void grow_tree(struct bench *b, int slot, int n)
             at = count_children(parent, k, -1) < SIBLINGS ? -1 : k - 1;
         const int row = b->host.first_row[slot] + 1 + at;
         int id = k == 0
-                     ? largest(b, row)
+                     ? largest(b, row, slot % 2)
                      : special(b, row,
                                uniform(51, (uint32_t)slot, (uint32_t)k) < 0.75f ? k % SPECIAL : SPECIAL + k);
         while (is_child(parent, token, k, at, id))
