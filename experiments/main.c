@@ -62,6 +62,28 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     }
 }
 
+/* -v and -q mean the same behind the command, where they come to mind: taken out before its own parser sees
+ * them. */
+static void take_log_options(struct call *call)
+{
+    int kept = 1;
+    for (int i = 1; i < call->argc; i++) {
+        char *word = call->argv[i];
+        if (!strcmp(word, "--")) {
+            while (i < call->argc)
+                call->argv[kept++] = call->argv[i++];
+        } else if (!strcmp(word, "-v") || !strcmp(word, "--verbose")) {
+            log_set_level(LOG_DEBUG);
+        } else if (!strcmp(word, "-q") || !strcmp(word, "--quiet")) {
+            log_set_level(LOG_WARN);
+        } else {
+            call->argv[kept++] = word;
+        }
+    }
+    call->argc = kept;
+    call->argv[kept] = NULL;
+}
+
 /* The list of commands, below the options in --help. */
 static char *help_filter(int key, const char *text, void *input)
 {
@@ -76,7 +98,8 @@ static char *help_filter(int key, const char *text, void *input)
     fputs("Commands:\n", f);
     for (const struct command *c = commands; c->name; c++)
         fprintf(f, "  %-10s %s\n", c->name, c->help);
-    fputs("\n`specbed COMMAND --help` describes one. Exit codes: 0 done, 1 failed, 2 usage or configuration.",
+    fputs("\n`specbed COMMAND --help` describes one; -v and -q may follow it too. Exit codes: 0 done, 1 "
+          "failed, 2 usage or configuration.",
           f);
     if (fclose(f)) {
         free(list);
@@ -158,5 +181,6 @@ int main(int argc, char **argv)
         return unknown_command(call.argv[0]);
     snprintf(name, sizeof name, "specbed %s", command->name);
     call.argv[0] = name;
+    take_log_options(&call);
     return flush_results(report(command, command->run(call.argc, call.argv)));
 }

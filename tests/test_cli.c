@@ -339,6 +339,22 @@ START_TEST(a_model_that_is_not_there_is_a_failure)
 }
 END_TEST
 
+START_TEST(the_log_is_quiet_before_or_behind_the_command)
+{
+    write_experiment("");
+    ck_assert_int_eq(specbed("", "run", "e.yaml", "-o", "r.h5", NULL), 1);
+    holds(err, "max_tokens:");
+    ck_assert_int_eq(specbed("", "-q", "run", "e.yaml", "-o", "r.h5", NULL), 1);
+    ck_assert_ptr_null(strstr(err, "max_tokens:"));
+    ck_assert_int_eq(specbed("", "run", "e.yaml", "-o", "r.h5", "-q", NULL), 1);
+    ck_assert_ptr_null(strstr(err, "max_tokens:"));
+    ck_assert_int_eq(specbed("", "run", "--quiet", "e.yaml", "-v", "-o", "r.h5", NULL), 1);
+    holds(err, "max_tokens:");
+    /* behind --, words are words */
+    failed(specbed("", "run", "--", "-q", NULL), 2, "-q: cannot open");
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("cli");
@@ -362,6 +378,7 @@ int main(void)
     tcase_add_test(run, mistakes_in_an_experiment_exit_with_2);
     tcase_add_test(run, prompts_that_cannot_be_read_are_a_failure);
     tcase_add_test(run, a_model_that_is_not_there_is_a_failure);
+    tcase_add_test(run, the_log_is_quiet_before_or_behind_the_command);
     suite_add_tcase(s, usage);
     suite_add_tcase(s, run);
     SRunner *r = srunner_create(s);
