@@ -39,8 +39,23 @@ def rms(x, eps):
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
 
 
+def round_e4m3(x):
+    x = np.clip(x, -448, 448)
+    step = 2.0 ** (np.maximum(np.floor(np.log2(np.maximum(np.abs(x), 1e-9))), -6) - 3)
+    return np.rint(x / step) * step
+
+
 def silu(x):
     return x / (1 + np.exp(-x))
+
+
+def rounded(x, w, name):
+    """What the linear layer is given: x, unless w holds a function for it."""
+    return w[name + ".input"](x) if name + ".input" in w else x
+
+
+def linear(x, w, name):
+    return rounded(x, w, name) @ w[name + ".weight"].T
 
 
 def rotate(x, pos, f):
@@ -53,9 +68,9 @@ def attention(x, w, config, rope):
     n, head_dim, eps = len(x), config["head_dim"], config["rms_norm_eps"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     f = inverse_frequencies(config)
-    q = (x @ w["q_proj.weight"].T).reshape(n, heads, head_dim)
-    k = (x @ w["k_proj.weight"].T).reshape(n, kv_heads, head_dim)
-    v = (x @ w["v_proj.weight"].T).reshape(n, kv_heads, head_dim)
+    q = linear(x, w, "q_proj").reshape(n, heads, head_dim)
+    k = linear(x, w, "k_proj").reshape(n, kv_heads, head_dim)
+    v = linear(x, w, "v_proj").reshape(n, kv_heads, head_dim)
     out = np.zeros((n, heads, head_dim))
     for i in range(n):
         if rope:
@@ -70,21 +85,23 @@ def attention(x, w, config, rope):
             g = h // (heads // kv_heads)
             p = np.exp(k[first:i + 1, g] @ q[i, h] / head_dim ** 0.5)
             out[i, h] = p @ v[first:i + 1, g] / p.sum()
-    return out.reshape(n, -1) @ w["o_proj.weight"].T
+    return linear(out.reshape(n, -1), w, "o_proj")
 
 
 def mlp(x, w):
-    return (silu(x @ w["gate_proj.weight"].T) * (x @ w["up_proj.weight"].T)) @ w["down_proj.weight"].T
+    return linear(silu(linear(x, w, "gate_proj")) * linear(x, w, "up_proj"), w, "down_proj")
 
 
 def moe(x, w, config, score_on):
-    r = x @ w["router.weight"].T
+    r = linear(x, w, "router")
     chosen = np.argsort(-r, axis=1, kind="stable")[:, :config["num_experts_per_tok"]]
     y = mlp(x, under(w, "shared_expert."))
     for i, e in ((i, e) for i in range(len(x)) for e in chosen[i]):
         s = 1 / (1 + np.exp(-r[i, e]))
-        g, p = np.split((s * x[i] if score_on == "input" else x[i]) @ w["experts.gate_up_proj"][e], 2)
-        y[i] += (p * silu(g)) @ w["experts.down_proj"][e] * (1 if score_on == "input" else s)
+        u = s * x[i] if score_on == "input" else x[i]
+        g, p = np.split(rounded(u, w, "experts.gate_up_proj") @ w["experts.gate_up_proj"][e], 2)
+        o = rounded(p * silu(g), w, "experts.down_proj") @ w["experts.down_proj"][e]
+        y[i] += o if score_on == "input" else s * o
     return y, r, chosen
 
 

@@ -43,8 +43,8 @@ SCOUT = {
     "rope_scaling": {"factor": 16.0, "high_freq_factor": 1.0, "low_freq_factor": 1.0,
                      "original_max_position_embeddings": 64, "rope_type": "llama3"}}
 TOP_LEVEL = {  # None removes a key
-    "architectures": ["Llama4ForCausalLM"], "interleave_moe_layer_step": 2, "intermediate_size_mlp": 24,
-    "no_rope_layers": [0, 1, 1, 0], "num_experts_per_tok": 2, "num_local_experts": 6, "attention_chunk_size": 12,
+    "architectures": ["Llama4ForCausalLM"], "intermediate_size": 24, "intermediate_size_mlp": 16,
+    "no_rope_layers": [0, 1, 1, 0], "num_experts_per_tok": 2, "num_local_experts": 4, "attention_chunk_size": 12,
     "num_attention_heads": 3, "num_key_value_heads": 1, "vocab_size": 97,
     "floor_scale": 5, "rope_theta": None, "rope_scaling": None, "tie_word_embeddings": False,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
@@ -60,7 +60,7 @@ VISION_CONFIG = {
 MODELS = {
     "maverick": (6, {"num_hidden_layers": 8, "intermediate_size_mlp": 24}, "sharded"),
     "scout": (6, SCOUT, "single"),
-    "text": (5, TOP_LEVEL, "top_level"),
+    "text": (17, TOP_LEVEL, "top_level"),
     "fp8_meta": (15, {}, "compressed_tensors"),
     "fp8_modelopt": (15, {}, "modelopt"),
 }
@@ -435,6 +435,23 @@ def check(text, weights, ids, answer):
     return worst, smallest
 
 
+def check_quantised(text, layout, weights, scales, ids, answer):
+    """The same for inputs that are rounded to E4M3."""
+    def per_token(x):
+        scale = np.abs(x).max(-1, keepdims=True) / E4M3_MAX
+        return maths.round_e4m3(x / scale) * scale
+
+    w = {name: t.numpy().astype(np.float64) for name, t in weights.items()}
+    if layout == "compressed_tensors":
+        w |= {name + ".input": per_token for name in weights if ".experts." in name}
+    for name, scale in scales.items():
+        scale, base = float(scale), name.removesuffix("input_scale")[:-1]
+        w[base + ".input"] = lambda x, scale=scale: maths.round_e4m3(x / scale) * scale
+    worst = np.abs(maths.forward(text, w, ids)[0] - answer[0].numpy()).max()
+    assert worst < TOLERANCE, worst
+    return worst
+
+
 def make(name):
     seed, changes, layout = MODELS[name]
     text = {k: v for k, v in (TEXT | changes).items() if k not in changes or v is not None}
@@ -449,8 +466,10 @@ def make(name):
     if layout in ("sharded", "top_level"):
         assert torch.equal(run(published_model(folder), ids)[0], answer[0])
     worst, smallest = check(text, weights, ids, answer)
-    fp8 = layout in ("compressed_tensors", "modelopt")
-    quantised = quantised_run(text, layout, weights, scales, ids) if fp8 else None
+    quantised = None
+    if layout in ("compressed_tensors", "modelopt"):
+        quantised = quantised_run(text, layout, weights, scales, ids)
+        worst["logits of rounded inputs"] = check_quantised(text, layout, weights, scales, ids, quantised)
     (folder / "golden.bin").write_bytes(golden(text, ids, answer, quantised))
     report(folder, text, answer, quantised, worst, smallest)
 
