@@ -326,6 +326,87 @@ START_TEST(rejection_gives_the_models_exact_joint_distribution)
 }
 END_TEST
 
+/* A draft that draws: at each position mostly the reference's token, else any. Two nodes deep, each with its
+ * q. */
+static struct {
+    struct draft_env env;
+    float q[SLOTS][2][TOY_VOCAB];
+} drawing;
+
+static int drawing_open(void **self, const struct draft_env *env)
+{
+    drawing.env = *env;
+    *self = &drawing;
+    return 0;
+}
+
+static int drawing_max_nodes(const void *self)
+{
+    (void)self;
+    return 2;
+}
+
+static void drawing_close(void *self)
+{
+    (void)self;
+}
+
+static int drawing_begin(void *self, const struct draft_text *text)
+{
+    (void)self, (void)text;
+    return 0;
+}
+
+static int drawing_propose(void *self, const struct draft_text *text, int n, struct tree *out)
+{
+    const int *reference;
+    (void)self;
+    for (int i = 0; i < n; i++) {
+        const int told = drawing.env.reference(drawing.env.reference_ctx, text[i].request, &reference);
+        for (int k = 0, node = TREE_ROOT;
+             k < 2 && text[i].n - text[i].n_prompt + k < told && node >= TREE_ROOT; k++) {
+            float *q = drawing.q[text[i].slot][k];
+            const struct sample_key key = {5, text[i].request, (uint32_t)(text[i].n + k)};
+            for (int v = 0; v < TOY_VOCAB; v++)
+                q[v] = 0.4f / (TOY_VOCAB - 1);
+            q[reference[text[i].n - text[i].n_prompt + k]] = 0.6f;
+            const int token = sample_categorical(q, TOY_VOCAB, &key, PHILOX_DRAFT, 0);
+            node = tree_add(&out[i], node, token, logf(q[token]), q);
+            if (node < 0)
+                break;
+        }
+    }
+    return 0;
+}
+
+static int drawing_observe(void *self, const struct draft_seen *seen, int n)
+{
+    (void)self, (void)seen, (void)n;
+    return 0;
+}
+
+static const struct draft_option no_options[] = {{0}};
+
+START_TEST(rejection_is_exact_for_a_draft_that_draws)
+{
+    static struct joint j;
+    const struct draft_ops ops = {.name = "drawing",
+                                  .help = "mostly the reference",
+                                  .needs = DRAFT_HOST | DRAFT_REFERENCE | DRAFT_Q,
+                                  .options = no_options,
+                                  .open = drawing_open,
+                                  .max_nodes = drawing_max_nodes,
+                                  .close = drawing_close,
+                                  .begin = drawing_begin,
+                                  .propose = drawing_propose,
+                                  .observe = drawing_observe};
+    const struct toy_draft draft = {.ops = &ops};
+    const double share = sample_joint(&draft, &backend_cpu, &j);
+    EXPECT_MSG(share < 1, "chi-square is %.2f of its threshold", share);
+    ck_assert_int_gt(j.n_accepted, SAMPLES / 10);
+}
+END_TEST
+
 /* The planted wrong rule of test_accept.c, at the size of a model: the bonus after a rejection is drawn from
  * p. */
 static int accept_without_residual(struct backend *be, const struct accept *a)
@@ -369,6 +450,7 @@ int main(void)
     tcase_add_test(c, prefill_blocks_do_not_change_a_bit);
     tcase_add_test(c, the_same_run_gives_the_same_and_another_seed_another_answer);
     tcase_add_loop_test(c, rejection_gives_the_models_exact_joint_distribution, 0, 3);
+    tcase_add_test(c, rejection_is_exact_for_a_draft_that_draws);
     tcase_add_test(c, a_rule_without_residual_is_caught_on_the_model_too);
     suite_add_tcase(s, c);
     SRunner *r = srunner_create(s);
