@@ -6,32 +6,38 @@
  * folded in ascending order. All of that depends on the row's positions alone. The query heads of a kv head,
  * and of several rows, are the rows of an m16n8k16 product, whose sums do not depend on the other rows.
  *
- * Three ways to the same bits. Rows of a tile share the job of a chunk that all of them see whole and in the
- * same cells; in any other chunk each has a job of its own.
- *   attention_cluster  up to SPLIT_ROWS rows, contexts to MIDDLE_END: the jobs of a tile and kv head are
+ * Rows of a tile share the job of a chunk that all of them see whole and in the same cells; in any other
+ * chunk each has a job of its own. There are three ways to the same bits:
+ *
+ * attention_cluster, up to SPLIT_ROWS rows and a reach of MIDDLE_END. The jobs of a tile and kv head are
  * dealt to the teams of a thread block cluster. The result of a team's last job stays in its shared memory,
- * earlier ones (none up to 2048 positions) go to scratch; past the cluster's barrier its warps share the
- * folding and read each other's shared memory attention_split    longer contexts: a block a job, whole GPU;
- * results go to scratch, attention_merge folds attention_walk     more rows: a block goes through all chunks
- * of a tile of rows and folds in registers
+ * earlier ones (few below 2048 positions) go to scratch; past the cluster's barrier its warps share the
+ * folding and read each other's shared memory.
+ *
+ * attention_split, longer reach: a block a job, over the whole GPU; all results go to scratch,
+ * attention_merge folds them.
+ *
+ * attention_walk, more rows: a block goes through all chunks of a tile of rows and folds in registers.
  *
  * Ahead of launch_wait the cluster requests the cells of its first blocks, as far as no row of this pass
  * writes them. That reads memory which must have been complete when the kernel before this one began: rows'
  * arrays and the cells of earlier passes. rope_table sees to it (kernels/rope.cu): whatever follows it in a
  * pass begins when everything ahead of it has ended. So a pass has it, or a copy, before its attention.
  *
- * launch   cluster: grid [2^i <= 16, kv_heads, tiles] in clusters along x, block 256 (head_dim over 128:
- * 128); split: grid [chunks of reach, kv_heads, rows]; merge: a warp 64 outputs; walk: grid [tiles,
- *          kv_heads]; block 128. `reach` covers the launch, positions do the rest. Shared memory a team:
- *          28 KB (head_dim 64, one m tile), 46 KB (128), 81 KB (128, four), FP8 cells 128 * head_dim more
+ * launch   cluster: grid [2^i <= 16, kv_heads, tiles] in clusters along x, a block of two teams (head_dim
+ * over 128: one); split: grid [chunks of reach, kv_heads, rows]; merge: a warp 64 outputs; walk: grid [tiles,
+ * kv_heads]. `reach` covers the launch, positions do the rest. Shared memory a team: 29 KB (head_dim 64, one
+ * m tile), 47 KB (128), 83 KB (128, four tiles); 128 * head_dim more for FP8 cells
+ *
  * math     q as the sum of two bf16 (relative error 2^-17); scores f32 in units of log2; exponentials rounded
- *          to bf16 before they are summed and multiplied, so that weights add up to 1; all sums f32
+ * to bf16 before they are summed and multiplied, so that weights add up to 1; all sums f32
+ *
  * moves    4 * kv_heads * head_dim bytes a position and tile of rows, half of it with FP8 cells; 8 + 4 *
- *          head_dim bytes a chunk and head within the cluster, or to scratch and back
- * roof     memory at few rows, where latency is most of it: two round trips behind launch_wait (queries,
- *          results of the cluster); the walk reads a key once per 64 / group rows: tensor cores and shared
- *          memory
- */
+ * head_dim bytes a chunk and head within the cluster, or to scratch and back
+ *
+ * roof     memory; at few rows and positions latency: behind launch_wait the queries' way from the L2, one
+ * block's products, the cluster's barrier and one read of its results. The walk reads a key once per 64 /
+ * group rows: tensor cores and shared memory */
 #include "kernels/attention_job.cuh"
 #include "kernels/attention_plan.cuh"
 #include "kernels/cuda.h"
@@ -108,9 +114,9 @@ static __device__ float2 weights_of(struct folded *f, float2 stat)
 
 /* A warp: columns [d, d + 64) of a row and head, chunks in ascending order. FROM says where results are. */
 template <class FROM>
-static __device__ void merge(const struct view *a, const FROM *from, int row, int head, int d)
+static __device__ void merge(const struct view *a, const FROM *from, int chunks, int row, int head, int d)
 {
-    const int lane = threadIdx.x % 32, column = d + lane * 2, chunks = chunk_of(row_int(a->pos + row)) + 1;
+    const int lane = threadIdx.x % 32, column = d + lane * 2;
     struct folded f = {make_float2(0, 0), -CUDART_INF_F, 0};
     for (int first = 0; first < chunks; first += 32) {
         const int count = min(32, chunks - first);
@@ -129,6 +135,12 @@ static __device__ void merge(const struct view *a, const FROM *from, int row, in
         store_y(a, row, head * a->dim + column, f.o.x, f.o.y, __frcp_rn(f.sum));
 }
 
+static __device__ int chunks_of(const struct view *a, int row) /* 0: nobody's row */
+{
+    const int slot = row_int(a->slot + row), pos = row_int(a->pos + row);
+    return slot < 0 ? 0 : chunk_of(pos) + 1;
+}
+
 static __device__ int pieces_of(int dim) /* warps that merge a row and head */
 {
     return (dim + 63) / 64;
@@ -140,6 +152,15 @@ static __device__ void cluster_sync(void)
 {
     asm volatile("barrier.cluster.arrive.release.aligned;\n"
                  "barrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
+}
+
+/* Nobody leaves while another block reads its shared memory. What was read has been used, so that nothing
+ * needs to be made visible. */
+static __device__ void cluster_leave(void)
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\n"
+                 "barrier.cluster.wait.aligned;" ::
                      : "memory");
 }
 
@@ -171,6 +192,22 @@ static __device__ struct result result_at(const struct view *a, const struct in_
     return r;
 }
 
+/* Into the L2: what a team's shared jobs from `first` on read beyond the block that `start` requests. Cells
+ * of a slot and head are contiguous. By one thread. */
+static __device__ void prefetch_cells(const struct view *a, const struct tile *t, int kv_head, int first,
+                                      int stride, int old, size_t row_bytes)
+{
+    const size_t head = ((size_t)t->slot * (size_t)a->kv_heads + (size_t)kv_head) * (size_t)a->cap;
+    for (int i = first; i < t->shared; i += stride) {
+        const int begin = chunk_begin(i) + (i == first ? BLOCK : 0), end = min(chunk_begin(i + 1), old);
+        for (int which = 0; begin < end && which < 2; which++)
+            asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(
+                             (const char *)a->cells[which] + (head + (size_t)begin) * row_bytes),
+                         "r"((end - begin) * (int)row_bytes)
+                         : "memory");
+    }
+}
+
 /* A team's jobs: i, i + teams of the cluster, and so on. Shared chunks follow each other without a pause: the
  * queries stay. */
 template <int DIM, int TILES, bool FP8>
@@ -187,8 +224,12 @@ static __device__ void work(const struct view *a, const struct in_cluster<DIM, T
         struct job j;
         if (!job_at(a, &c->tile, kv_head, at, &j))
             continue;
-        if (!requested)
-            start(sh, a, &j, begin, waited ? INT_MAX : old_cells(a, j.slot));
+        if (!requested) {
+            const int old = waited ? INT_MAX : old_cells(a, j.slot);
+            if (!waited && member() == 0)
+                prefetch_cells(a, &c->tile, kv_head, i, c->team_count, old, (size_t)a->dim * (FP8 ? 1 : 2));
+            start(sh, a, &j, begin, old);
+        }
         waited = true;
         requested = more;
         attend(sh, a, &j, begin, min(end, j.last + 1), more ? chunk_begin(i + c->team_count) : -1, end,
@@ -204,21 +245,27 @@ static __global__ void __launch_bounds__(THREADS *teams<DIM>::N, TILES == 1 ? 2 
     extern __shared__ __align__(16) unsigned char memory[];
     const int kv_head = blockIdx.y, rows = 16 * TILES / a.group, first = (int)blockIdx.z * rows;
     launch_trigger();
+    const int team_count = (int)gridDim.x * (int)teams<DIM>::N;
     const struct in_cluster<DIM, TILES, FP8> c = {
-        (struct shared<DIM, TILES, FP8> *)memory, tile_of(&a, first, min(rows, a.n - first)),
-            (int)gridDim.x *teams<DIM>::N
+        (struct shared<DIM, TILES, FP8> *)memory, tile_of(&a, first, min(rows, a.n - first)), team_count
     };
+    const int columns = pieces_of(a.dim), units = c.tile.count * a.group * columns,
+              stride = (int)(blockDim.x / 32 * gridDim.x);
+    int unit = (int)threadIdx.x / 32 * (int)gridDim.x + (int)blockIdx.x;
+    int chunks = chunks_of(&a, first + min(unit, units - 1) / columns / a.group);
     work(&a, &c, kv_head);
     launch_wait();
     cluster_sync();
-    const int columns = pieces_of(a.dim), units = c.tile.count * a.group * columns;
-    for (int i = (int)threadIdx.x / 32 * (int)gridDim.x + (int)blockIdx.x; i < units;
-         i += WARPS * teams<DIM>::N * (int)gridDim.x) {
-        const int pair = i / columns, row = first + pair / a.group;
-        if (row_int(a.slot + row) >= 0)
-            merge(&a, &c, row, kv_head * a.group + pair % a.group, i % columns * 64);
+    while (unit < units) {
+        const int pair = unit / columns;
+        if (chunks > 0)
+            merge(&a, &c, chunks, first + pair / a.group, kv_head * a.group + pair % a.group,
+                  unit % columns * 64);
+        unit += stride;
+        if (unit < units)
+            chunks = chunks_of(&a, first + unit / columns / a.group);
     }
-    cluster_sync(); /* nobody leaves while another block reads its shared memory */
+    cluster_leave();
 }
 
 /* --- split and merge --------------------------------------------------------------------------------- */
@@ -260,8 +307,9 @@ static __global__ void __launch_bounds__(THREADS, 1) attention_merge(const __gri
     const struct in_scratch from = {0};
     launch_trigger();
     launch_wait();
-    if (row < a.n && row_int(a.slot + row) >= 0)
-        merge(&a, &from, row, unit / columns % a.heads, unit % columns * 64);
+    const int chunks = chunks_of(&a, min(row, a.n - 1));
+    if (row < a.n && chunks > 0)
+        merge(&a, &from, chunks, row, unit / columns % a.heads, unit % columns * 64);
 }
 
 /* --- a walk ------------------------------------------------------------------------------------------ */

@@ -36,7 +36,8 @@ struct job {
 
 /* Of one team. Rows of m tiles are the pairs (row, head), heads fastest. PAD keeps the eight rows that
  * ldmatrix reads at once, and those that a warp stores to at once, in different banks. */
-template <int DIM, int TILES, bool FP8> struct __align__(16) shared {
+template <int DIM, int TILES, bool FP8> struct __align__(16) shared
+{
     union {
         bf16 cells[2][BLOCK][DIM + PAD];
         float o[16 * TILES][DIM + PAD]; /* of the team's last job, when no cell is needed any more */
@@ -194,30 +195,57 @@ static __device__ void arrive(struct shared<DIM, TILES, FP8> *sh, const struct v
     team_sync();
 }
 
-/* Both parts of q, who sees what, and zeros in the columns that head_dim leaves free. */
+/* Who sees what, and zeros in the columns that head_dim leaves free. */
 template <int DIM, int TILES, bool FP8>
-static __device__ void load_queries(struct shared<DIM, TILES, FP8> *sh, const struct view *a,
-                                    const struct job *j)
+static __device__ void list_rows(struct shared<DIM, TILES, FP8> *sh, const struct view *a,
+                                 const struct job *j)
 {
-    const int live = j->count * a->group, rows = (live + 15) / 16 * 16;
-    for (int i = member(); i < rows; i += THREADS) {
-        const int row = j->first + i / a->group;
-        sh->last[i] = i < live && row_int(a->slot + row) >= 0 ? row_int(a->pos + row) : -1;
-    }
-    for (int i = member(); i < rows * (DIM / 2); i += THREADS) {
-        const int row = i / (DIM / 2), d = i % (DIM / 2) * 2;
-        float2 q = make_float2(0, 0);
-        if (row < live && d < a->dim) {
-            const size_t head = (size_t)(j->first + row / a->group) * (size_t)(a->heads + 2 * a->kv_heads) +
-                                (size_t)(j->kv_head * a->group + row % a->group);
-            q = *(const float2 *)(a->qkv + head * (size_t)a->dim + d);
-        }
-        const unsigned high = pack(q.x, q.y);
-        *(unsigned *)&sh->q[0][row][d] = high;
-        *(unsigned *)&sh->q[1][row][d] = pack(__fsub_rn(q.x, low_of(high)), __fsub_rn(q.y, high_of(high)));
+    for (int i = member(); i < 16 * TILES; i += THREADS) {
+        const int row = j->first + min(i / a->group, j->count - 1);
+        const int slot = row_int(a->slot + row), pos = row_int(a->pos + row);
+        sh->last[i] = i < j->count * a->group && slot >= 0 ? pos : -1;
     }
     const int spare = (DIM - a->dim) / 2;
     for (int i = member(); i < 2 * BLOCK * spare; i += THREADS)
         *(unsigned *)&sh->cells[i / (BLOCK * spare)][i / spare % BLOCK][a->dim + i % spare * 2] = 0;
+}
+
+/* Four components of q as two times four bf16. */
+template <int DIM, int TILES, bool FP8>
+static __device__ void put_query(struct shared<DIM, TILES, FP8> *sh, int row, int d, float4 q)
+{
+    const uint2 high = make_uint2(pack(q.x, q.y), pack(q.z, q.w));
+    const uint2 low = make_uint2(pack(__fsub_rn(q.x, low_of(high.x)), __fsub_rn(q.y, high_of(high.x))),
+                                 pack(__fsub_rn(q.z, low_of(high.y)), __fsub_rn(q.w, high_of(high.y))));
+    *(uint2 *)&sh->q[0][row][d] = high;
+    *(uint2 *)&sh->q[1][row][d] = low;
+}
+
+/* Both parts of q. Several loads are in flight before one is used: this is what waits for the kernel before.
+ */
+template <int DIM, int TILES, bool FP8>
+static __device__ void load_queries(struct shared<DIM, TILES, FP8> *sh, const struct view *a,
+                                    const struct job *j)
+{
+    enum { BATCH = 4, QUADS = DIM / 4 };
+    const int live = j->count * a->group, quads = (live + 15) / 16 * 16 * QUADS;
+    const size_t heads = (size_t)(a->heads + 2 * a->kv_heads);
+    for (int first = member(); first < quads; first += BATCH * THREADS) {
+        float4 q[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            const int quad = first + i * THREADS, row = quad / QUADS, d = quad % QUADS * 4;
+            const size_t head = (size_t)(j->first + row / a->group) * heads +
+                                (size_t)(j->kv_head * a->group + row % a->group);
+            q[i] = row < live && d < a->dim ? *(const float4 *)(a->qkv + head * (size_t)a->dim + d)
+                                            : make_float4(0, 0, 0, 0);
+        }
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            const int quad = first + i * THREADS;
+            if (quad < quads)
+                put_query(sh, quad / QUADS, quad % QUADS * 4, q[i]);
+        }
+    }
 }
 #endif

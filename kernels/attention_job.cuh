@@ -225,6 +225,7 @@ template <int DIM, int TILES, bool FP8>
 static __device__ void start(struct shared<DIM, TILES, FP8> *sh, const struct view *a, const struct job *j,
                              int begin, int old)
 {
+    list_rows(sh, a, j);
     list_cells(sh, j, begin);
     team_sync();
     request(sh, a, j, KEYS, -1, old);
