@@ -55,6 +55,26 @@ static int check_draft_options(const struct spec_opts *o)
     return 0;
 }
 
+/* First of all, because memory and launches follow what its trees can hold. */
+static int open_draft(struct spec *s)
+{
+    const struct spec_opts *o = &s->opts;
+    struct draft_env env = {.be = s->model->be,
+                            .target = s->model,
+                            .slots = o->slots,
+                            .cap = s->limit,
+                            .vocab = s->model->cfg.vocab,
+                            .max_depth = o->max_depth,
+                            .max_nodes = o->max_nodes,
+                            .seed = o->sampling.seed,
+                            .option = o->draft_option,
+                            .reference = o->draft->needs & DRAFT_REFERENCE ? o->reference : NULL,
+                            .reference_ctx = o->reference_ctx};
+    TRY(o->draft->open(&s->draft, &env));
+    s->opts.max_nodes = o->draft->max_nodes(s->draft);
+    return 0;
+}
+
 /* Zeroed memory for n >= 0 things; a failure is remembered, so that all can be asked for before one check. */
 static void *take(struct spec *s, size_t n, size_t size)
 {
@@ -284,25 +304,6 @@ static int open_device(struct spec *s)
     return 0;
 }
 
-static int open_draft(struct spec *s)
-{
-    const struct spec_opts *o = &s->opts;
-    struct draft_env env = {.be = s->model->be,
-                            .target = s->model,
-                            .slots = o->slots,
-                            .cap = s->limit,
-                            .vocab = s->model->cfg.vocab,
-                            .max_depth = o->max_depth,
-                            .max_nodes = o->max_nodes,
-                            .seed = o->sampling.seed,
-                            .option = o->draft_option,
-                            .reference = o->draft->needs & DRAFT_REFERENCE ? o->reference : NULL,
-                            .reference_ctx = o->reference_ctx};
-    TRY(o->draft->open(&s->draft, &env));
-    s->nodes = o->draft->max_nodes(s->draft);
-    return 0;
-}
-
 int spec_open(struct spec **out, struct model *m, const struct spec_opts *opts)
 {
     TRY(check_sizes(opts));
@@ -318,11 +319,11 @@ int spec_open(struct spec **out, struct model *m, const struct spec_opts *opts)
     s->prefill_block = opts->prefill_block              ? opts->prefill_block
                        : m->be->prefill_rows < s->limit ? m->be->prefill_rows
                                                         : s->limit;
-    int rc = take_memory(s);
+    int rc = open_draft(s);
+    if (!rc)
+        rc = take_memory(s);
     if (!rc)
         rc = open_device(s);
-    if (!rc)
-        rc = open_draft(s);
     s->opts.draft_option = NULL; /* lent for this call only */
     if (rc) {
         spec_close(s);

@@ -39,11 +39,10 @@ struct host_draft {
 
 struct spec {
     struct model *model;       /* borrowed */
-    struct spec_opts opts;
+    struct spec_opts opts;     /* max_nodes: of the strategy's largest tree */
     struct kv kv;
     struct forward fwd;
     void *draft;               /* the strategy's state */
-    int nodes;                 /* of the strategy's largest tree */
     struct seq *seq;           /* owned [slots] */
     void *memory;              /* backend: all that `step` points to, and the small tables beside it */
     int *trees;                /* backend, in `memory`: the block that struct host_draft stages */

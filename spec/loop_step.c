@@ -45,7 +45,7 @@ static int rows_of_all(const struct spec *s)
     int n = 0;
     for (int slot = 0; slot < s->opts.slots; slot++)
         n += loop_goes_on(s, &s->seq[slot]);
-    return n * (1 + s->nodes);
+    return n * (1 + s->opts.max_nodes);
 }
 
 /* Positions are below `end`. */
