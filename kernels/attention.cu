@@ -26,8 +26,8 @@
  *
  * launch   cluster: grid [2^i <= 16, kv_heads, tiles] in clusters along x, a block of two teams (head_dim
  * over 128: one); split: grid [chunks of reach, kv_heads, rows]; merge: a warp 64 outputs; walk: grid [tiles,
- * kv_heads]. `reach` covers the launch, positions do the rest. Shared memory a team: 29 KB (head_dim 64, one
- * m tile), 47 KB (128), 83 KB (128, four tiles); 128 * head_dim more for FP8 cells
+ * kv_heads]. `reach` covers the launch, positions do the rest. Shared memory a team: 26 KB (head_dim 64, one
+ * m tile), 47 KB (128), 82 KB (128, four tiles); 128 * head_dim more for FP8 cells
  *
  * math     q as the sum of two bf16 (relative error 2^-17); scores f32 in units of log2; exponentials rounded
  * to bf16 before they are summed and multiplied, so that weights add up to 1; all sums f32
@@ -135,9 +135,8 @@ static __device__ void merge(const struct view *a, const FROM *from, int chunks,
         store_y(a, row, head * a->dim + column, f.o.x, f.o.y, __frcp_rn(f.sum));
 }
 
-static __device__ int chunks_of(const struct view *a, int row) /* 0: nobody's row */
+static __device__ int chunks_of(int slot, int pos) /* 0: nobody's row */
 {
-    const int slot = row_int(a->slot + row), pos = row_int(a->pos + row);
     return slot < 0 ? 0 : chunk_of(pos) + 1;
 }
 
@@ -174,6 +173,7 @@ template <class T> static __device__ T *in_block(T *p, int rank)
 
 template <int DIM, int TILES, bool FP8> struct in_cluster {
     struct shared<DIM, TILES, FP8> *sh; /* of the block's teams */
+    struct writers writers;
     struct tile tile;
     int team_count; /* of the cluster */
 };
@@ -225,7 +225,7 @@ static __device__ void work(const struct view *a, const struct in_cluster<DIM, T
         if (!job_at(a, &c->tile, kv_head, at, &j))
             continue;
         if (!requested) {
-            const int old = waited ? INT_MAX : old_cells(a, j.slot);
+            const int old = waited ? INT_MAX : old_cells(&c->writers, j.slot);
             if (!waited && member() == 0)
                 prefetch_cells(a, &c->tile, kv_head, i, c->team_count, old, (size_t)a->dim * (FP8 ? 1 : 2));
             start(sh, a, &j, begin, old);
@@ -245,25 +245,27 @@ static __global__ void __launch_bounds__(THREADS *teams<DIM>::N, TILES == 1 ? 2 
     extern __shared__ __align__(16) unsigned char memory[];
     const int kv_head = blockIdx.y, rows = 16 * TILES / a.group, first = (int)blockIdx.z * rows;
     launch_trigger();
-    const int team_count = (int)gridDim.x * (int)teams<DIM>::N;
-    const struct in_cluster<DIM, TILES, FP8> c = {
-        (struct shared<DIM, TILES, FP8> *)memory, tile_of(&a, first, min(rows, a.n - first)), team_count
-    };
-    const int columns = pieces_of(a.dim), units = c.tile.count * a.group * columns,
+    const int count = min(rows, a.n - first), columns = pieces_of(a.dim), units = count * a.group * columns,
               stride = (int)(blockDim.x / 32 * gridDim.x);
-    int unit = (int)threadIdx.x / 32 * (int)gridDim.x + (int)blockIdx.x;
-    int chunks = chunks_of(&a, first + min(unit, units - 1) / columns / a.group);
+    int unit = (int)threadIdx.x / 32 * (int)gridDim.x + (int)blockIdx.x,
+        row = first + min(unit, units - 1) / columns / a.group;
+    int slot = row_int(a.slot + row), pos = row_int(a.pos + row);
+    struct in_cluster<DIM, TILES, FP8> c;
+    c.sh = (struct shared<DIM, TILES, FP8> *)memory;
+    c.writers = writers_of(&a);
+    c.tile = tile_of(&a, first, count);
+    c.team_count = (int)gridDim.x * (int)teams<DIM>::N;
     work(&a, &c, kv_head);
     launch_wait();
     cluster_sync();
     while (unit < units) {
-        const int pair = unit / columns;
+        const int chunks = chunks_of(slot, pos), head = kv_head * a.group + unit / columns % a.group;
         if (chunks > 0)
-            merge(&a, &c, chunks, first + pair / a.group, kv_head * a.group + pair % a.group,
-                  unit % columns * 64);
+            merge(&a, &c, chunks, row, head, unit % columns * 64);
         unit += stride;
-        if (unit < units)
-            chunks = chunks_of(&a, first + unit / columns / a.group);
+        row = first + min(unit, units - 1) / columns / a.group;
+        slot = row_int(a.slot + row);
+        pos = row_int(a.pos + row);
     }
     cluster_leave();
 }
@@ -307,7 +309,7 @@ static __global__ void __launch_bounds__(THREADS, 1) attention_merge(const __gri
     const struct in_scratch from = {0};
     launch_trigger();
     launch_wait();
-    const int chunks = chunks_of(&a, min(row, a.n - 1));
+    const int chunks = chunks_of(row_int(a.slot + min(row, a.n - 1)), row_int(a.pos + min(row, a.n - 1)));
     if (row < a.n && chunks > 0)
         merge(&a, &from, chunks, row, unit / columns % a.heads, unit % columns * 64);
 }

@@ -38,20 +38,19 @@ struct tile {
     int shared, jobs;             /* chunks that all rows see whole and in the same cells; see job_of */
 };
 
-/* By a whole warp. */
+/* By a whole warp. Here and below loads do not depend on each other: each is a round trip to the L2. */
 static __device__ struct tile tile_of(const struct view *a, int first, int count)
 {
     int low = INT_MAX, high = -1, common = INT_MAX, last = -1;
     bool chain = true;
     for (int i = first + (int)threadIdx.x % 32; i < first + count; i += 32) {
         const int slot = row_int(a->slot + i), pos = row_int(a->pos + i), base = row_int(a->base + i);
-        if (slot < 0)
-            continue;
-        low = min(low, slot);
+        const bool live = slot >= 0;
+        low = min(low, live ? slot : INT_MAX);
         high = max(high, slot);
-        common = min(common, min(base, pos + 1));
-        last = max(last, pos);
-        chain = chain && base > pos;
+        common = min(common, live ? min(base, pos + 1) : INT_MAX);
+        last = max(last, live ? pos : -1);
+        chain = chain && (!live || base > pos);
     }
     const unsigned all = 0xffffffffu;
     const int slot = __reduce_max_sync(all, high);
@@ -75,9 +74,9 @@ static __device__ struct tile tile_of(const struct view *a, int first, int count
 
 static __device__ struct job job_alone(const struct view *a, int row, int kv_head)
 {
-    const int base = row_int(a->base + row), last = row_int(a->pos + row);
-    const int *path = base <= last ? a->path + row_int(a->path_off + row) : a->path;
-    const struct job j = {row, 1, kv_head, row_int(a->slot + row), base, last, path};
+    const int slot = row_int(a->slot + row), base = row_int(a->base + row), last = row_int(a->pos + row),
+              path_off = row_int(a->path_off + row);
+    const struct job j = {row, 1, kv_head, slot, base, last, a->path + (base <= last ? path_off : 0)};
     return j;
 }
 
@@ -112,14 +111,31 @@ static __device__ bool job_at(const struct view *a, const struct tile *t, int kv
     return j->slot >= 0 && chunk_begin(at.chunk) <= j->last;
 }
 
+/* Which cells the rows of this pass write, up to 64 of them: a lane has those of rows lane and lane + 32. */
+struct writers {
+    int slot[2], cell[2];
+};
+
+static __device__ struct writers writers_of(const struct view *a)
+{
+    struct writers w;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int row = (int)threadIdx.x % 32 + i * 32, from = min(row, a->n - 1);
+        w.slot[i] = row_int(a->slot + from);
+        w.cell[i] = row_int(a->cell + from);
+    }
+    return w;
+}
+
 /* The first cell of a slot that a row of this pass writes: the kernel before may still be at it. By a whole
  * warp. */
-static __device__ int old_cells(const struct view *a, int slot)
+static __device__ int old_cells(const struct writers *w, int slot)
 {
     int cell = INT_MAX - 1;
-    for (int i = (int)threadIdx.x % 32; i < a->n; i += 32)
-        if (row_int(a->slot + i) == slot)
-            cell = min(cell, row_int(a->cell + i));
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        cell = min(cell, w->slot[i] == slot ? w->cell[i] : INT_MAX);
     return __reduce_min_sync(0xffffffffu, cell);
 }
 #endif
