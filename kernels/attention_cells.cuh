@@ -163,7 +163,7 @@ static __device__ void request(struct shared<DIM, TILES, FP8> *sh, const struct 
     const size_t row = (size_t)a->dim * SIZE,
                  head = ((size_t)j->slot * (size_t)a->kv_heads + (size_t)j->kv_head) * (size_t)a->cap;
     const char *cells = (const char *)a->cells[which] + head * row;
-#pragma unroll 4 /* all at once keeps more addresses than there are registers */
+#pragma unroll(FP8 ? 2 : 4) /* all at once keeps more addresses than there are registers */
     for (int i = 0; i < EACH; i++) {
         const int piece = i * THREADS + member(), key = piece / KEY, at = piece % KEY * 16,
                   cell = sh->cell[key];
@@ -181,7 +181,7 @@ static __device__ void arrive(struct shared<DIM, TILES, FP8> *sh, const struct v
     copy_wait<1>();
     if (FP8) {
         enum { KEY = pieces<DIM, true>::KEY, EACH = pieces<DIM, true>::EACH };
-#pragma unroll 2
+#pragma unroll 1 /* more would spill beside four m tiles */
         for (int i = 0; i < EACH; i++) {
             const int piece = i * THREADS + member(), key = piece / KEY, at = piece % KEY * 16;
             if (at < a->dim) {
