@@ -4,7 +4,14 @@
 #include "kernels/cuda.h"
 
 enum { TILE = 16, LANES = 32, ROW_BLOCK = 64, OCTET = 8, MAX_CLUSTER = 4 };
-enum epilogue { EPILOGUE_STORE, EPILOGUE_ADD, EPILOGUE_SWIGLU, EPILOGUE_RESIDUAL, EPILOGUE_ROTARY };
+enum epilogue {
+    EPILOGUE_STORE,
+    EPILOGUE_ADD,
+    EPILOGUE_SWIGLU,
+    EPILOGUE_RESIDUAL,
+    EPILOGUE_ROTARY,
+    EPILOGUE_ANY
+};
 
 struct gemm_args {
     const uint4 *w;     /* [tiles][loads][32] fragments */
@@ -27,5 +34,6 @@ struct gemm_args {
     const int *slot, *cell;
     struct kv_layer kv;
     int heads;
+    uint32_t per_head; /* 2^32 / tiles of a head, rounded up; 0: a tile is a head */
 };
 #endif

@@ -25,7 +25,9 @@ struct gemm_shape {
         WARPS = SLICES * GROUPS,
         TILES = MT * GROUPS,
         UNITS = NT * GROUPS, /* sums of 16 outputs by 8 rows that a block finishes at a time, a warp each */
-        STEPS = form == MATRIX_FP8 ? 2 : 1 /* of 16 inputs in a lane's 16 bytes */
+        STEPS = form == MATRIX_FP8 ? 2 : 1, /* of 16 inputs in a lane's 16 bytes */
+        FLAT = ahead == depth * STEPS, /* all of a slice is in flight at once: it has at most DEPTH loads */
+        EARLY = nt <= 2                /* what a tile's end needs is requested before the product */
     };
 };
 
@@ -132,11 +134,55 @@ template <class S> __device__ static void row_factors(const struct gemm_args &p,
                             p.row_scale ? p.row_scale[first + (size_t)(r * S::WARPS)] : 1.0f);
 }
 
-/* This warp's sums. Steps past the last, tiles past n and rows past the last multiply zeros. `first`: of its
- * block in the cluster, which alone needs the factors. */
+/* The same for slices that are FLAT, in two parts: the squares are on their way while the warp multiplies. */
+template <class S> struct row_squares {
+    enum {
+        ROWS = (S::NT * ACT_ROWS + S::WARPS - 1) / S::WARPS,
+        EACH = (S::SLICES * S::DEPTH * S::STEPS + LANES - 1) / LANES /* tiles a lane */
+    };
+    float v[ROWS][EACH];
+};
+
 template <class S>
+__device__ static void squares_request(const struct gemm_args &p, struct row_squares<S> *to)
+{
+    const int warp = S::WARPS - 1 - threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    const int left = min(p.rows - (int)blockIdx.y * ROW_BLOCK, ROW_BLOCK) - warp;
+    const float *at = p.square + ((size_t)blockIdx.y * ROW_BLOCK + (size_t)warp) * (size_t)p.steps + lane;
+#pragma unroll
+    for (int r = 0; r < row_squares<S>::ROWS; r++)
+#pragma unroll
+        for (int i = 0; i < row_squares<S>::EACH; i++)
+            to->v[r][i] = r * S::WARPS < left && i * LANES + lane < p.steps
+                              ? at[(size_t)r * S::WARPS * (size_t)p.steps + i * LANES]
+                              : 0.0f;
+}
+
+template <class S>
+__device__ static void squares_take(const struct gemm_args &p, const struct row_squares<S> &from,
+                                    float2 *factor)
+{
+    const int warp = S::WARPS - 1 - threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    const int left = min(p.rows - (int)blockIdx.y * ROW_BLOCK, ROW_BLOCK) - warp;
+#pragma unroll
+    for (int r = 0; r < row_squares<S>::ROWS; r++) {
+        const int row = warp + r * S::WARPS;
+        if (r * S::WARPS >= left)
+            break;
+        const float sum = p.square ? norm_sum_lanes<row_squares<S>::EACH>(from.v[r]) : 0.0f;
+        if (lane == 0)
+            factor[row] =
+                make_float2(p.square ? norm_factor(sum, p.k, p.eps) : 1.0f,
+                            p.row_scale ? p.row_scale[(size_t)blockIdx.y * ROW_BLOCK + (size_t)row] : 1.0f);
+    }
+}
+
+/* This warp's sums. Steps past the last, tiles past n and rows past the last multiply zeros. `first`: of its
+ * block in the cluster, which alone needs the factors. after_wait: what else is to be requested as soon as
+ * the kernel before is done. */
+template <class S, class Request>
 __device__ static void slice_sums(const struct gemm_args &p, int tile, int slice, int first, float2 *factor,
-                                  float4 (*sum)[S::NT])
+                                  float4 (*sum)[S::NT], Request after_wait)
 {
     enum { NT = S::NT, MT = S::MT, DEPTH = S::DEPTH, AHEAD = S::AHEAD, STEPS = S::STEPS, FAR = 1 << 30 };
     static_assert(DEPTH * STEPS % AHEAD == 0, "an act's place in the ring must be known when compiling");
@@ -177,6 +223,24 @@ __device__ static void slice_sums(const struct gemm_args &p, int tile, int slice
         for (int t = 0; t < NT; t++)
             b[j][t] = load_act(x, t, act, j < left ? rows : 0);
         advance(&x, (j + 1) % STEPS == 0 ? jump : STEP);
+    }
+    after_wait();
+    if (S::FLAT) {
+        struct row_squares<S> squares;
+        if (first && p.square)
+            squares_request<S>(p, &squares);
+#pragma unroll
+        for (int j = 0; j < DEPTH * STEPS; j++)
+#pragma unroll
+            for (int m = 0; m < MT; m++) {
+                const uint4 f = fragment<S::FORM>(a[j / STEPS][m], j % STEPS);
+#pragma unroll
+                for (int t = 0; t < NT; t++)
+                    mma<S::FORM>(&sum[m][t], f, b[j % AHEAD][t]);
+            }
+        if (first && (p.square || p.row_scale))
+            squares_take<S>(p, squares, factor);
+        return;
     }
     if (first && (p.square || p.row_scale))
         row_factors<S>(p, factor);

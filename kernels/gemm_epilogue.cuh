@@ -19,7 +19,15 @@ struct tile_lane {
 struct tile_needs {
     float scale[2], gain[2]; /* [output] */
     float old[2][2];         /* [row][output]: what v is added to, or {cosine, sine} */
+    int slot[2], cell[2];    /* [row] */
 };
+enum { NEEDS = 12 };
+
+/* tile / tiles of a head. Division is a hundred instructions, the product exact below 2^16 tiles. */
+__device__ static inline int head_of(const struct gemm_args &p, int tile)
+{
+    return p.per_head ? (int)__umulhi((uint32_t)tile, p.per_head) : tile;
+}
 
 /* The matrix's output that half h of a lane holds, n or more: none; see matrix_cuda_output. */
 __device__ static inline int output_of(const struct gemm_args &p, int tile, int h)
@@ -30,8 +38,8 @@ __device__ static inline int output_of(const struct gemm_args &p, int tile, int 
         return j < m ? j + h * m : p.n;
     }
     if (p.epilogue == EPILOGUE_ROTARY) {
-        const int dim = p.kv.head_dim, tiles = dim / TILE;
-        return tile / tiles * dim + tile % tiles * (TILE / 2) + i + h * (dim / 2);
+        const int dim = p.kv.head_dim, head = head_of(p, tile);
+        return head * dim + (tile - head * (dim / TILE)) * (TILE / 2) + i + h * (dim / 2);
     }
     return tile * TILE + i + h * (TILE / 2);
 }
@@ -68,9 +76,75 @@ __device__ static inline void needs_of(const struct gemm_args &p, int tile, int 
             if (p.epilogue == EPILOGUE_ADD || p.epilogue == EPILOGUE_RESIDUAL)
                 at = (const float *)p.y + (size_t)(row + c) * (size_t)p.n + j;
             else if (p.epilogue == EPILOGUE_ROTARY)
-                at = p.cos_sin + (size_t)(row + c) * (size_t)p.kv.head_dim + j % p.kv.head_dim;
+                at = p.cos_sin + (size_t)(row + c) * (size_t)p.kv.head_dim +
+                     (j - head_of(p, tile) * p.kv.head_dim);
             to->old[c][h] = at && exists && row + c < p.rows ? *at : 0.0f;
         }
+    }
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+        const int there = p.epilogue == EPILOGUE_ROTARY && row + c < p.rows;
+        to->slot[c] = there ? p.slot[row + c] : -1;
+        to->cell[c] = there ? p.cell[row + c] : 0;
+    }
+}
+
+/* The same through shared memory, so that a block with no register to spare has it on the way while it
+ * multiplies: needs_request right after the dependency wait, needs_take at the end, by the same warp. box
+ * [NEEDS][LANES]. */
+__device__ static inline void request(uint32_t *to, const void *from, int exists)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"(exists ? 4 : 0)
+                 : "memory");
+}
+
+__device__ static inline void needs_request(const struct gemm_args &p, int tile, int row, uint32_t *box)
+{
+    box += threadIdx.x % LANES;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int j = output_of(p, tile, h), exists = tile < p.tiles && j < p.n, at = exists ? j : 0;
+        if (p.scale)
+            request(box + h * LANES, p.scale + at, exists);
+        if (p.epilogue == EPILOGUE_RESIDUAL)
+            request(box + (2 + h) * LANES, p.gain + at, exists);
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            const int there = exists && row + c < p.rows, r = there ? row + c : 0;
+            if (p.epilogue == EPILOGUE_ADD || p.epilogue == EPILOGUE_RESIDUAL)
+                request(box + (4 + c * 2 + h) * LANES, (const float *)p.y + (size_t)r * (size_t)p.n + at,
+                        there);
+            else if (p.epilogue == EPILOGUE_ROTARY)
+                request(box + (4 + c * 2 + h) * LANES,
+                        p.cos_sin + (size_t)r * (size_t)p.kv.head_dim +
+                            (there ? at - head_of(p, tile) * p.kv.head_dim : 0),
+                        there);
+        }
+    }
+#pragma unroll
+    for (int c = 0; c < 2 && p.epilogue == EPILOGUE_ROTARY; c++) {
+        const int r = row + c < p.rows ? row + c : 0;
+        request(box + (8 + c) * LANES, p.slot + r, 1);
+        request(box + (10 + c) * LANES, p.cell + r, 1);
+    }
+}
+
+__device__ static inline void needs_take(const struct gemm_args &p, const uint32_t *box,
+                                         struct tile_needs *to)
+{
+    const int adds = p.epilogue != EPILOGUE_STORE && p.epilogue != EPILOGUE_SWIGLU,
+              turns = p.epilogue == EPILOGUE_ROTARY;
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    box += threadIdx.x % LANES;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        to->scale[i] = p.scale ? __uint_as_float(box[i * LANES]) : 1.0f;
+        to->gain[i] = p.epilogue == EPILOGUE_RESIDUAL ? __uint_as_float(box[(2 + i) * LANES]) : 0.0f;
+        to->old[i][0] = adds ? __uint_as_float(box[(4 + i * 2) * LANES]) : 0.0f;
+        to->old[i][1] = adds ? __uint_as_float(box[(5 + i * 2) * LANES]) : 0.0f;
+        to->slot[i] = turns ? (int)box[(8 + i) * LANES] : -1;
+        to->cell[i] = turns ? (int)box[(10 + i) * LANES] : 0;
     }
 }
 
@@ -149,14 +223,16 @@ __device__ static inline void put_cell(const struct kv_layer &kv, void *cells, s
 __device__ static inline void end_rotary(const struct gemm_args &p, const struct tile_needs &with,
                                          const struct tile_lane *s)
 {
-    const int dim = p.kv.head_dim, output = output_of(p, s->tile, 0), head = output / dim, j = output % dim;
-    const int kv_head = (head - p.heads) % p.kv.kv_heads;
+    const int dim = p.kv.head_dim, output = output_of(p, s->tile, 0), head = head_of(p, s->tile),
+              j = output - head * dim;
+    const int is_value = head >= p.heads + p.kv.kv_heads,
+              kv_head = head - p.heads - (is_value ? p.kv.kv_heads : 0);
     for (int c = 0; c < 2 && s->row + c < p.rows; c++) {
-        const int slot = p.slot[s->row + c];
+        const int slot = with.slot[c];
         float low = s->v[c][0], high = s->v[c][1];
         if (slot < 0)
             continue;
-        if (head < p.heads + p.kv.kv_heads) {
+        if (!is_value) {
             const float cos = with.old[c][0], sin = with.old[c][1], before = low;
             low = __fmaf_rn(-high, sin, __fmul_rn(low, cos));
             high = __fmaf_rn(before, sin, __fmul_rn(high, cos));
@@ -168,9 +244,8 @@ __device__ static inline void end_rotary(const struct gemm_args &p, const struct
             continue;
         }
         const size_t at = ((size_t)slot * (size_t)p.kv.kv_heads + (size_t)kv_head) * (size_t)p.kv.cap +
-                          (size_t)p.cell[s->row + c];
-        put_cell(p.kv, head < p.heads + p.kv.kv_heads ? p.kv.k : p.kv.v, at * (size_t)dim + (size_t)j, low,
-                 high);
+                          (size_t)with.cell[c];
+        put_cell(p.kv, is_value ? p.kv.v : p.kv.k, at * (size_t)dim + (size_t)j, low, high);
     }
 }
 

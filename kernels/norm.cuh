@@ -53,6 +53,19 @@ __device__ static inline void norm_sums(const float *square, size_t stride, int 
             sum[r] = norm_add(sum[r], mask);
 }
 
+/* The same sum from a lane's own tiles, in order. */
+template <int EACH> __device__ static inline float norm_sum_lanes(const float *v)
+{
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+        sum = __fadd_rn(sum, v[i]);
+#pragma unroll
+    for (int mask = 16; mask > 0; mask /= 2)
+        sum = norm_add(sum, mask);
+    return sum;
+}
+
 /* 1 / rms */
 __device__ static inline float norm_factor(float sum, int k, float eps)
 {

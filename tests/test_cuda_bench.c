@@ -26,7 +26,7 @@ static void find_program(const char *self)
 /* Both streams into `out`; the exit code as pclose has it. */
 static int run(const char *args)
 {
-    char command[1024];
+    char command[2048];
     snprintf(command, sizeof command, "%s -q %s 2>&1", program, args);
     FILE *f = popen(command, "r");
     if (!f)

@@ -186,12 +186,13 @@ static void check_integers(int shape, enum gemm_lt_type in, enum gemm_lt_type ou
         x8[i] = fp8_from_f32(x[i] = rintf(x[i]));
     bf16 *w16 = rounded(w, nw), *x16 = rounded(x, nx);
     const int wide = in == GEMM_LT_BF16;
-    float *device_scales = to_device(scales, sizeof scales);
+    float *device_scales[] = {to_device(&scales[0], sizeof *scales),
+                              to_device(&scales[1], sizeof *scales)}; /* 16-byte aligned */
     struct gemm_lt_product p = {.w = wide ? to_device(w16, nw * 2) : to_device(w8, nw),
                                 .x = wide ? to_device(x16, nx * 2) : to_device(x8, nx),
                                 .y = to_device(NULL, ny * 4),
-                                .w_scale = device_scales,
-                                .x_scale = device_scales + 1,
+                                .w_scale = device_scales[0],
+                                .x_scale = device_scales[1],
                                 .n = n,
                                 .k = k,
                                 .rows = rows,
@@ -227,7 +228,8 @@ static void check_integers(int shape, enum gemm_lt_type in, enum gemm_lt_type ou
     be.ops->release(&be, p.y);
     be.ops->release(&be, (void *)(uintptr_t)p.x);
     be.ops->release(&be, (void *)(uintptr_t)p.w);
-    be.ops->release(&be, device_scales);
+    be.ops->release(&be, device_scales[0]);
+    be.ops->release(&be, device_scales[1]);
     free(w), free(x), free(y), free(w8), free(x8), free(w16), free(x16);
 }
 
