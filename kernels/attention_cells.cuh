@@ -24,7 +24,11 @@ struct view {
     float2 *stat; /* scratch [rows][heads][chunks], (m, l) */
     int n, heads, kv_heads, group, dim, cap, chunks;
     enum act_form y_form;
-    float scale; /* to units of log2 */
+    float scale;  /* to units of log2 */
+    int by_group; /* see pair_row */
+    int rows;     /* a tile of a cluster's */
+    int log_size; /* of the cluster's blocks */
+    bool inbox;   /* a cluster's results fit the shared memory of whoever folds them */
 };
 
 /* Rows [first, first + count) over the positions up to `last`; several rows share a job where their cells are
@@ -34,21 +38,34 @@ struct job {
     const int *path; /* cells of positions base.. */
 };
 
-/* Of one team. Rows of m tiles are the pairs (row, head), heads fastest. PAD keeps the eight rows that
- * ldmatrix reads at once, and those that a warp stores to at once, in different banks. */
+/* Rows of m tiles are the pairs (row, head), heads fastest. pair / group without a division: for pair and
+ * group up to 64 the product is off by less than the 2^16 / 64 that separate two quotients. */
+static __host__ int by_group_of(int group)
+{
+    return 65536 / group + 1;
+}
+
+static __device__ int pair_row(const struct view *a, int pair)
+{
+    return pair * a->by_group >> 16;
+}
+
+static __device__ int pair_head(const struct view *a, int pair) /* of the kv head's */
+{
+    return pair - pair_row(a, pair) * a->group;
+}
+
+/* Of one team. PAD keeps the eight rows that ldmatrix reads at once, and those that a warp stores to at once,
+ * in different banks. */
 template <int DIM, int TILES, bool FP8> struct __align__(16) shared
 {
-    union {
-        bf16 cells[2][BLOCK][DIM + PAD];
-        float o[16 * TILES][DIM + PAD]; /* of the team's last job, when no cell is needed any more */
-    };
+    bf16 cells[2][BLOCK][DIM + PAD];
     bf16 q[2][16 * TILES][DIM + PAD]; /* high and low part */
     bf16 p[16 * TILES][BLOCK + PAD];
     uint8_t raw[2][FP8 ? BLOCK * DIM : 16];
     float max[WARPS][16 * TILES], sum[WARPS][16 * TILES];
-    float2 stat[16 * TILES]; /* beside o */
-    int last[16 * TILES];    /* last position that the row sees, -1: no row */
-    int cell[BLOCK];         /* of the block that is requested next, -1: zeros */
+    int last[16 * TILES]; /* last position that the row sees, -1: no row */
+    int cell[BLOCK];      /* of the block that is requested next, -1: zeros */
 };
 
 static __device__ int member(void) /* of its team */
@@ -92,11 +109,10 @@ static __device__ unsigned shared_address(const void *p)
     return (unsigned)__cvta_generic_to_shared(p);
 }
 
-/* 16 bytes, or zeros and no read. */
-static __device__ void copy_async(void *to, const void *from, bool real)
+/* 16 bytes, or zeros and no read; to an address in shared memory. */
+static __device__ void copy_async(unsigned to, const void *from, bool real)
 {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-                 "r"(real ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0)
                  : "memory");
 }
 
@@ -149,10 +165,23 @@ static __device__ void list_cells(struct shared<DIM, TILES, FP8> *sh, const stru
         sh->cell[member()] = p > j->last ? -1 : p < j->base ? p : row_int(j->path + (p - j->base));
 }
 
-/* A team's block is copied in pieces of 16 bytes, thread by thread. */
+/* A team's block is copied in pieces of 16 bytes, thread by thread: a thread has the same piece of every
+ * THREADS / KEY th key. */
 template <int DIM, bool FP8> struct pieces {
-    enum { SIZE = FP8 ? 1 : 2, KEY = DIM * SIZE / 16, EACH = BLOCK * KEY / THREADS };
+    enum {
+        SIZE = FP8 ? 1 : 2,
+        KEY = DIM * SIZE / 16,
+        EACH = BLOCK * KEY / THREADS,
+        PITCH = FP8 ? DIM : (DIM + PAD) * 2 /* bytes from key to key where they arrive */
+    };
 };
+
+/* Where byte `at` of a key arrives. */
+template <int DIM, int TILES, bool FP8>
+static __device__ void *cells_place(struct shared<DIM, TILES, FP8> *sh, int which, int key, int at)
+{
+    return FP8 ? (void *)(sh->raw[which] + key * DIM + at) : (void *)&sh->cells[which][key][at / 2];
+}
 
 /* Those of the listed cells that lie in [from, to). */
 template <int DIM, int TILES, bool FP8>
@@ -163,14 +192,16 @@ static __device__ void request(struct shared<DIM, TILES, FP8> *sh, const struct 
     const size_t row = (size_t)a->dim * SIZE,
                  head = ((size_t)j->slot * (size_t)a->kv_heads + (size_t)j->kv_head) * (size_t)a->cap;
     const char *cells = (const char *)a->cells[which] + head * row;
-#pragma unroll(FP8 ? 2 : 4) /* all at once keeps more addresses than there are registers */
+    const int first = member() / KEY, at = member() % KEY * 16;
+    const uint32_t pitch = pieces<DIM, FP8>::PITCH, place = shared_address(cells_place(sh, which, first, at));
+    if (at >= (int)row)
+        return;
+#pragma unroll(EACH < 4 ? EACH : 4) /* more would be fetched slower than it runs */
     for (int i = 0; i < EACH; i++) {
-        const int piece = i * THREADS + member(), key = piece / KEY, at = piece % KEY * 16,
-                  cell = sh->cell[key];
-        void *place =
-            FP8 ? (void *)(sh->raw[which] + key * DIM + at) : (void *)&sh->cells[which][key][at / 2];
-        if (at < (int)row && cell >= from && cell < to)
-            copy_async(place, cell < 0 ? cells : cells + (size_t)cell * row + at, cell >= 0);
+        const int cell = sh->cell[first + i * (THREADS / KEY)];
+        if (cell >= from && cell < to)
+            copy_async(place + (uint32_t)(i * (THREADS / KEY)) * pitch,
+                       cells + (cell < 0 ? 0 : (size_t)cell * row + (size_t)at), cell >= 0);
     }
 }
 
@@ -200,14 +231,15 @@ template <int DIM, int TILES, bool FP8>
 static __device__ void list_rows(struct shared<DIM, TILES, FP8> *sh, const struct view *a,
                                  const struct job *j)
 {
-    for (int i = member(); i < 16 * TILES; i += THREADS) {
-        const int row = j->first + min(i / a->group, j->count - 1);
+    static_assert(16 * TILES <= THREADS && THREADS == 2 * BLOCK, "a thread a pair, a thread a cell");
+    if (member() < 16 * TILES) {
+        const int row = j->first + min(pair_row(a, member()), j->count - 1);
         const int slot = row_int(a->slot + row), pos = row_int(a->pos + row);
-        sh->last[i] = i < j->count * a->group && slot >= 0 ? pos : -1;
+        sh->last[member()] = member() < j->count * a->group && slot >= 0 ? pos : -1;
     }
-    const int spare = (DIM - a->dim) / 2;
-    for (int i = member(); i < 2 * BLOCK * spare; i += THREADS)
-        *(unsigned *)&sh->cells[i / (BLOCK * spare)][i / spare % BLOCK][a->dim + i % spare * 2] = 0;
+#pragma unroll 1
+    for (int d = a->dim; d < DIM; d += 2)
+        *(unsigned *)&sh->cells[member() / BLOCK][member() % BLOCK][d] = 0;
 }
 
 /* Four components of q as two times four bf16. */
@@ -222,30 +254,28 @@ static __device__ void put_query(struct shared<DIM, TILES, FP8> *sh, int row, in
 }
 
 /* Both parts of q. Several loads are in flight before one is used: this is what waits for the kernel before.
- */
+ * Pairs past the last stay what they are: nothing of a row of an m tile reaches another row, and theirs see
+ * no position. */
 template <int DIM, int TILES, bool FP8>
 static __device__ void load_queries(struct shared<DIM, TILES, FP8> *sh, const struct view *a,
                                     const struct job *j)
 {
-    enum { BATCH = 4, QUADS = DIM / 4 };
-    const int live = j->count * a->group, quads = (live + 15) / 16 * 16 * QUADS;
-    const size_t heads = (size_t)(a->heads + 2 * a->kv_heads);
-    for (int first = member(); first < quads; first += BATCH * THREADS) {
-        float4 q[BATCH];
+    enum { STEP = THREADS / (DIM / 4), FLIGHT = TILES == 1 ? 4 : 8 };
+    const int live = j->count * a->group, d = member() % (DIM / 4) * 4;
+    const int pitch = (a->heads + 2 * a->kv_heads) * a->dim;
+    const float *from = a->qkv + (size_t)j->first * (size_t)pitch + (size_t)(j->kv_head * a->group * a->dim + d);
+#pragma unroll 1
+    for (int first = member() / (DIM / 4); first < live; first += STEP * FLIGHT) {
+        float4 q[FLIGHT];
 #pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            const int quad = first + i * THREADS, row = quad / QUADS, d = quad % QUADS * 4;
-            const size_t head = (size_t)(j->first + row / a->group) * heads +
-                                (size_t)(j->kv_head * a->group + row % a->group);
-            q[i] = row < live && d < a->dim ? *(const float4 *)(a->qkv + head * (size_t)a->dim + d)
-                                            : make_float4(0, 0, 0, 0);
+        for (int i = 0; i < FLIGHT; i++) {
+            const int pair = first + i * STEP, at = pair_row(a, pair) * pitch + pair_head(a, pair) * a->dim;
+            q[i] = pair < live && d < a->dim ? *(const float4 *)(from + at) : make_float4(0, 0, 0, 0);
         }
 #pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            const int quad = first + i * THREADS;
-            if (quad < quads)
-                put_query(sh, quad / QUADS, quad % QUADS * 4, q[i]);
-        }
+        for (int i = 0; i < FLIGHT; i++)
+            if (first + i * STEP < live)
+                put_query(sh, first + i * STEP, d, q[i]);
     }
 }
 #endif

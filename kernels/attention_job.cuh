@@ -67,7 +67,7 @@ static __device__ void multiply_keys(const struct shared<DIM, TILES, FP8> *sh, i
 {
     const int lane = threadIdx.x % 32, keys = team_warp() * WARP_KEYS;
     float high[2][4] = {{0}}, low[2][4] = {{0}};
-#pragma unroll
+#pragma unroll 2 /* all would be fetched slower than it runs; so below */
     for (int d = 0; d < DIM; d += 16) {
         unsigned q[4], k[4];
         load_fragment(k, &sh->cells[KEYS][keys + lane / 16 * 8 + lane % 8][d + lane / 8 % 2 * 8]);
@@ -155,12 +155,12 @@ static __device__ void add_values(const struct shared<DIM, TILES, FP8> *sh, stru
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = tile * 16 + half * 8 + lane / 4;
-            if (tile * 16 < live)
+            if (TILES == 1 || tile * 16 < live)
                 c->l[tile][half] =
                     __fadd_rn(c->l[tile][half], __fadd_rn(__fadd_rn(sh->sum[0][row], sh->sum[1][row]),
                                                           __fadd_rn(sh->sum[2][row], sh->sum[3][row])));
         }
-#pragma unroll
+#pragma unroll(TILES == 1 ? 2 : 1)
     for (int key = 0; key < BLOCK; key += 16) {
         unsigned v[DIM / 64][4], p[4];
 #pragma unroll
@@ -169,7 +169,7 @@ static __device__ void add_values(const struct shared<DIM, TILES, FP8> *sh, stru
                                      &sh->cells[VALUES][key + lane % 16][columns + n * 16 + lane / 16 * 8]);
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
-            if (tile * 16 >= live)
+            if (TILES > 1 && tile * 16 >= live)
                 break;
             load_fragment(p, &sh->p[tile * 16 + lane % 16][key + lane / 16 * 8]);
 #pragma unroll
@@ -210,12 +210,20 @@ static __device__ void part_fold(struct part<DIM, TILES> *all, const struct part
     }
 }
 
-/* Whether this thread finds an infinity or a NaN among its values. */
+static __device__ bool is_special(unsigned two) /* of two bf16 one is an infinity or a NaN */
+{
+    return (two & 0x7f80u) == 0x7f80u || (two & 0x7f800000u) == 0x7f800000u;
+}
+
+/* Whether this thread finds one among its values. */
 template <int DIM> static __device__ bool has_special(const bf16 (*v)[DIM + PAD])
 {
     bool found = false;
-    for (int i = member(); i < BLOCK * DIM; i += THREADS)
-        found |= (v[i / DIM][i % DIM] & 0x7f80) == 0x7f80;
+#pragma unroll 2
+    for (int i = member(); i < BLOCK * DIM / 8; i += THREADS) {
+        const uint4 x = *(const uint4 *)&v[i / (DIM / 8)][i % (DIM / 8) * 8];
+        found |= is_special(x.x) || is_special(x.y) || is_special(x.z) || is_special(x.w);
+    }
     return found;
 }
 
@@ -225,20 +233,17 @@ template <int DIM, int TILES, bool FP8>
 static __device__ void start(struct shared<DIM, TILES, FP8> *sh, const struct view *a, const struct job *j,
                              int begin, int old)
 {
+    const int steps = old < INT_MAX ? 4 : 2; /* old keys, old values, other keys, other values */
     list_rows(sh, a, j);
     list_cells(sh, j, begin);
     team_sync();
-    request(sh, a, j, KEYS, -1, old);
-    if (old == INT_MAX)
+#pragma unroll 1
+    for (int i = 0; i < steps; i++) {
+        if (i == 2)
+            launch_wait();
+        request(sh, a, j, i % 2 ? VALUES : KEYS, i < 2 ? -1 : old, i < 2 ? old : INT_MAX);
         copy_commit();
-    request(sh, a, j, VALUES, -1, old);
-    if (old < INT_MAX) {
-        launch_wait();
-        request(sh, a, j, KEYS, old, INT_MAX);
-        copy_commit();
-        request(sh, a, j, VALUES, old, INT_MAX);
     }
-    copy_commit();
     load_queries(sh, a, j);
 }
 
@@ -260,7 +265,7 @@ static __device__ bool attend(struct shared<DIM, TILES, FP8> *sh, const struct v
             list_cells(sh, j, after);
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++)
-            if (tile * 16 < live)
+            if (TILES == 1 || tile * 16 < live)
                 score(sh, a, tile, begin, s[tile]);
         team_sync();
         if (after >= 0)
@@ -268,7 +273,7 @@ static __device__ bool attend(struct shared<DIM, TILES, FP8> *sh, const struct v
         copy_commit();
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++)
-            if (tile * 16 < live)
+            if (TILES == 1 || tile * 16 < live)
                 weigh(sh, c, tile, s[tile]);
         arrive(sh, a, VALUES);
         if (j->count > 1 && begin + BLOCK > common && team_any(has_special<DIM>(sh->cells[VALUES]))) {
@@ -292,40 +297,56 @@ static __device__ void store_y(const struct view *a, int row, int i, float o0, f
     *(unsigned *)(a->y + act_at(row, i, a->heads * a->dim)) = low | high << 16;
 }
 
-/* Where a row's and head's partial result of a chunk stands in scratch. */
-static __device__ size_t scratch_at(const struct view *a, int row, int head, int chunk)
-{
-    return ((size_t)row * (size_t)a->heads + (size_t)head) * (size_t)a->chunks + (size_t)chunk;
-}
-
-enum sink { TO_SCRATCH, TO_SHARED, TO_Y };
-
-/* A chunk's result for whoever folds it, or what has been folded to y. */
-template <int DIM, int TILES, bool FP8>
-static __device__ void store(struct shared<DIM, TILES, FP8> *sh, const struct view *a, const struct job *j,
-                             int chunk, enum sink to, const struct part<DIM, TILES> *c)
+/* What has been folded of a job's rows, to y. */
+template <int DIM, int TILES>
+static __device__ void store_job(const struct view *a, const struct job *j, const struct part<DIM, TILES> *c)
 {
     const int lane = threadIdx.x % 32, warp = team_warp();
 #pragma unroll
     for (int i = 0; i < TILES * 2; i++) {
-        const int pair = i * 8 + lane / 4, row = j->first + pair / a->group,
-                  head = j->kv_head * a->group + pair % a->group;
+        const int pair = i * 8 + lane / 4;
         if (pair >= j->count * a->group)
             continue;
-        const size_t at = scratch_at(a, row, head, chunk);
-        const float m = c->m[i / 2][i % 2], l = c->l[i / 2][i % 2], inverse = __frcp_rn(l);
-        float *const o_to = to == TO_SHARED ? sh->o[pair] : a->o + at * (size_t)a->dim;
-        if (to != TO_Y && warp == 0 && lane % 4 == 0)
-            *(to == TO_SHARED ? &sh->stat[pair] : a->stat + at) = make_float2(m, l);
+        const int row = j->first + pair_row(a, pair), head = j->kv_head * a->group + pair_head(a, pair);
+        const float inverse = __frcp_rn(c->l[i / 2][i % 2]);
 #pragma unroll
         for (int n = 0; n < DIM / 32; n++) {
             const int d = warp * (DIM / 4) + n * 8 + lane % 4 * 2;
             const float *o = &c->o[i / 2][n][i % 2 * 2];
-            if (d < a->dim && to == TO_Y)
+            if (d < a->dim)
                 store_y(a, row, head * a->dim + d, o[0], o[1], inverse);
-            else if (d < a->dim)
-                *(float2 *)(o_to + d) = make_float2(o[0], o[1]);
         }
+    }
+}
+
+/* A chunk's result of a row and head: (m, l), and o from some column on. */
+struct result {
+    float *o;
+    float2 *stat;
+};
+
+/* A chunk's results to where TO says, by pieces of PIECE columns: a warp's columns lie in one of them. */
+enum { PIECE = 64 };
+
+template <int DIM, int TILES, class TO>
+static __device__ void store(const struct view *a, const struct job *j, int chunk, const TO *to,
+                             const struct part<DIM, TILES> *c)
+{
+    const int lane = threadIdx.x % 32, column = team_warp() * (DIM / 4), d = column % PIECE + lane % 4 * 2,
+              piece = column / PIECE;
+#pragma unroll
+    for (int i = 0; i < TILES * 2; i++) {
+        const int pair = i * 8 + lane / 4;
+        if (pair >= j->count * a->group)
+            continue;
+        const struct result r = result_of(a, to, j, pair, piece, chunk);
+        if (d == 0)
+            *r.stat = make_float2(c->m[i / 2][i % 2], c->l[i / 2][i % 2]);
+#pragma unroll
+        for (int n = 0; n < DIM / 32; n++)
+            if (piece * PIECE + d + n * 8 < a->dim)
+                *(float2 *)(r.o + d + n * 8) =
+                    make_float2(c->o[i / 2][n][i % 2 * 2], c->o[i / 2][n][i % 2 * 2 + 1]);
     }
 }
 #endif

@@ -35,7 +35,7 @@ struct tile {
     int first, count, slot, last; /* last: the furthest position of a row, -1: all rows are nobody's */
     int common;                   /* up to here all rows see the same cells */
     bool chain;                   /* one slot, and every row's cells are its positions */
-    int shared, jobs;             /* chunks that all rows see whole and in the same cells; see job_of */
+    int shared, jobs;             /* chunks whose cells are the same for all rows that see them; see place_of */
 };
 
 /* By a whole warp. Here and below loads do not depend on each other: each is a round trip to the L2. */
@@ -66,7 +66,7 @@ static __device__ struct tile tile_of(const struct view *a, int first, int count
     if (!one)
         t.common = 0;
     if (t.last >= 0) {
-        t.shared = chunk_of(t.common);
+        t.shared = t.chain ? chunk_of(t.last) + 1 : chunk_of(t.common);
         t.jobs = t.shared + (chunk_of(t.last) + 1 - t.shared) * count;
     }
     return t;
@@ -94,13 +94,12 @@ struct place {
 static __device__ struct place place_of(const struct tile *t, int i)
 {
     const int alone = i - t->shared;
-    const struct place of_all = {i, -1}, of_row = {t->shared + alone / t->count, t->first + alone % t->count};
-    return alone < 0 ? of_all : of_row;
-}
-
-static __device__ int job_of(const struct tile *t, int row, int chunk)
-{
-    return chunk < t->shared ? chunk : t->shared + (chunk - t->shared) * t->count + row - t->first;
+    struct place at = {i, -1};
+    if (alone >= 0) {
+        at.chunk = t->shared + alone / t->count;
+        at.row = t->first + alone % t->count;
+    }
+    return at;
 }
 
 /* False: there is nothing to do, the row is nobody's or ends before the chunk. */

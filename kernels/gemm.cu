@@ -13,6 +13,8 @@
 #include "kernels/gemm_core.cuh"
 #include "kernels/gemm_epilogue.cuh"
 
+enum { FINISH_WARPS = 4, FEW_ROWS = 16 };
+
 __device__ static float4 add(float4 a, float4 b)
 {
     return make_float4(__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w));
@@ -174,46 +176,78 @@ template <class S> static int launch_shape(const struct gemm_args *p, void *stre
                              .shared = sums * S::UNITS * LANES * sizeof(float4),
                              .cluster = cluster,
                              .stream = stream};
-    if (S::NT > 1 || (p->square && (p->epilogue == EPILOGUE_ADD || p->epilogue == EPILOGUE_RESIDUAL)))
+    /* a norm's sums ahead of an addition: nobody asks for it in a hurry */
+    if (p->square && (p->epilogue == EPILOGUE_ADD || p->epilogue == EPILOGUE_RESIDUAL))
         return launch_kernel(&l, gemm_kernel<S, EPILOGUE_ANY>, *p);
-    switch (p->epilogue) {
-    case EPILOGUE_STORE:
-        return launch_kernel(&l, gemm_kernel<S, EPILOGUE_STORE>, *p);
-    case EPILOGUE_ADD:
-        return launch_kernel(&l, gemm_kernel<S, EPILOGUE_ADD>, *p);
-    case EPILOGUE_SWIGLU:
-        return launch_kernel(&l, gemm_kernel<S, EPILOGUE_SWIGLU>, *p);
-    case EPILOGUE_RESIDUAL:
-        return launch_kernel(&l, gemm_kernel<S, EPILOGUE_RESIDUAL>, *p);
-    default:
-        return launch_kernel(&l, gemm_kernel<S, EPILOGUE_ROTARY>, *p);
-    }
+    if constexpr (S::NT == 1)
+        switch (p->epilogue) {
+        case EPILOGUE_STORE:
+            return launch_kernel(&l, gemm_kernel<S, EPILOGUE_STORE>, *p);
+        case EPILOGUE_ADD:
+            return launch_kernel(&l, gemm_kernel<S, EPILOGUE_ADD>, *p);
+        case EPILOGUE_SWIGLU:
+            return launch_kernel(&l, gemm_kernel<S, EPILOGUE_SWIGLU>, *p);
+        case EPILOGUE_RESIDUAL:
+            return launch_kernel(&l, gemm_kernel<S, EPILOGUE_RESIDUAL>, *p);
+        default:
+            return launch_kernel(&l, gemm_kernel<S, EPILOGUE_ROTARY>, *p);
+        }
+    return launch_kernel(&l, gemm_kernel<S, EPILOGUE_ANY>, *p);
+}
+
+/* 1 / rms of each row, in place of its first square: many rows' squares are too much for every block to add
+ * up. */
+static __global__ void __launch_bounds__(FINISH_WARPS *LANES)
+    finish_norm(float *square, int rows, int k, int steps, float eps)
+{
+    const int row = blockIdx.x * FINISH_WARPS + threadIdx.x / LANES;
+    float sum = 0;
+    launch_trigger();
+    launch_wait();
+    if (row >= rows)
+        return;
+    norm_sums<1, 8>(square + (size_t)row * (size_t)steps, 0, 1, steps, &sum);
+    if (threadIdx.x % LANES == 0)
+        square[(size_t)row * (size_t)steps] = norm_factor(sum, k, eps);
+}
+
+static int launch_finish(const struct gemm_args *p, void *stream)
+{
+    const struct launch l = {.grid = dim3((unsigned)((p->rows + FINISH_WARPS - 1) / FINISH_WARPS)),
+                             .block = dim3(FINISH_WARPS * LANES),
+                             .stream = stream};
+    return launch_kernel(&l, finish_norm, p->square, p->rows, p->k, p->steps, p->eps);
 }
 
 /* Constants by rows: NT, MT, slices and groups a block, weights and acts in flight, blocks an SM. Few rows: a
  * tile a block, all its weights in flight. Many: 4 tiles a block wherever that leaves enough blocks, or the
- * acts' way through the second level cache costs more than the weights. */
+ * acts' way through the second level cache costs more than the weights; of very many tiles two, and two
+ * blocks an SM that take turns. */
 template <int F> static int launch_rows(const struct gemm_args *p, void *stream)
 {
-    enum { ENOUGH = 64 };
+    enum { ENOUGH = 64, MANY_TILES = 512 };
     const int nt = (p->rows < ROW_BLOCK ? p->rows + ACT_ROWS - 1 : ROW_BLOCK) / ACT_ROWS,
               fp8 = F == MATRIX_FP8;
-    const int wide = (p->tiles / 4) << (p->log2_slices - 3) >= ENOUGH;
+    const int wide = (p->tiles / 4) << (p->log2_slices - 3) >= ENOUGH, pairs = p->tiles >= MANY_TILES;
     const int flat = p->loads <= (OCTET << (p->log2_slices - 3)) * (fp8 ? 4 : 8); /* a slice has no more */
     if (nt <= 1 && flat && p->log2_slices <= 4)
-        return p->log2_slices > 3 ? launch_shape<gemm_shape<F, 1, 1, 16, 1, fp8 ? 4 : 8, 8, 2>>(p, stream)
-                                  : launch_shape<gemm_shape<F, 1, 1, 8, 1, fp8 ? 4 : 8, 8, 4>>(p, stream);
+        return p->log2_slices > 3 ? launch_shape<gemm_shape<F, 1, 1, 16, 1, fp8 ? 4 : 8, 8, 2, 1>>(p, stream)
+                                  : launch_shape<gemm_shape<F, 1, 1, 8, 1, fp8 ? 4 : 8, 8, 4, 1>>(p, stream);
     if (nt <= 1)
         return p->log2_slices > 3 ? launch_shape<gemm_shape<F, 1, 1, 16, 1, 8, fp8 ? 2 : 4, 2>>(p, stream)
                                   : launch_shape<gemm_shape<F, 1, 1, 8, 1, 8, fp8 ? 2 : 4, 4>>(p, stream);
     if (nt <= 2 && flat && p->log2_slices <= 3)
-        return launch_shape<gemm_shape<F, 2, 1, 8, 1, fp8 ? 4 : 8, 8, 3>>(p, stream);
+        return launch_shape<gemm_shape<F, 2, 1, 8, 1, fp8 ? 4 : 8, 8, 3, 1>>(p, stream);
     if (nt <= 2)
         return p->log2_slices > 3 ? launch_shape<gemm_shape<F, 2, 1, 16, 1, fp8 ? 5 : 6, 2, 2>>(p, stream)
                                   : launch_shape<gemm_shape<F, 2, 1, 8, 1, 8, 2, 3>>(p, stream);
+    if (nt <= 4 && pairs)
+        return launch_shape<gemm_shape<F, 4, 2, 8, 1, fp8 ? 3 : 4, fp8 ? 1 : 2, 2>>(p, stream);
     if (nt <= 4)
         return wide ? launch_shape<gemm_shape<F, 4, 2, 8, 2, fp8 ? 3 : 4, fp8 ? 1 : 2, 1>>(p, stream)
                     : launch_shape<gemm_shape<F, 4, 1, 8, 1, fp8 ? 4 : 8, 2, 2>>(p, stream);
+    if (pairs)
+        return launch_shape<gemm_shape<F, 8, 2, 8, 1, 2, 1, 2>>(p, stream);
     return wide ? launch_shape<gemm_shape<F, 8, 4, 8, 1, fp8 ? 2 : 4, 2, 1>>(p, stream)
                 : launch_shape<gemm_shape<F, 8, 1, 8, 1, fp8 ? 3 : 4, 1, 2>>(p, stream);
 }
@@ -241,8 +275,17 @@ static struct gemm_args args_of(const struct gemm *a, enum epilogue epilogue)
     return p;
 }
 
-static int launch_gemm(const struct gemm_args *p, enum matrix_form form, void *stream)
+static int launch_gemm(const struct gemm_args *args, enum matrix_form form, void *stream)
 {
+    struct gemm_args finished = *args;
+    const struct gemm_args *p = args;
+    if (args->square && args->rows > FEW_ROWS) {
+        const int rc = launch_finish(args, stream);
+        if (rc)
+            return rc;
+        finished.finished = 1;
+        p = &finished;
+    }
     return form == MATRIX_FP8 ? launch_rows<MATRIX_FP8>(p, stream) : launch_rows<MATRIX_BF16>(p, stream);
 }
 

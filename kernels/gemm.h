@@ -60,7 +60,7 @@ struct gemm {
     void *y;
     int rows, threads;
     int accumulate; /* 0: y = W x, 1: y += W x */
-    const float *square;    /* NULL, or of the struct normed (kernels/rmsnorm.h) whose act x is; its eps */
+    float *square;          /* NULL, or of the struct normed (kernels/rmsnorm.h) whose act x is, and its eps; CUDA may use it up */
     float eps;
     const float *row_scale; /* NULL, or of the struct quantise (kernels/quantise.h) that x went through */
     enum act_form y_form;   /* of an act y (swiglu) */

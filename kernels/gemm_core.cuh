@@ -10,7 +10,7 @@
 #include "kernels/norm.cuh"
 
 /* The constants of a kernel; none of them touches the order of a sum. */
-template <int form, int nt, int mt, int slices, int groups, int depth, int ahead, int blocks>
+template <int form, int nt, int mt, int slices, int groups, int depth, int ahead, int blocks, int flat = 0>
 struct gemm_shape {
     enum {
         FORM = form,     /* enum matrix_form */
@@ -26,8 +26,8 @@ struct gemm_shape {
         TILES = MT * GROUPS,
         UNITS = NT * GROUPS, /* sums of 16 outputs by 8 rows that a block finishes at a time, a warp each */
         STEPS = form == MATRIX_FP8 ? 2 : 1, /* of 16 inputs in a lane's 16 bytes */
-        FLAT = ahead == depth * STEPS, /* all of a slice is in flight at once: it has at most DEPTH loads */
-        EARLY = nt <= 2                /* what a tile's end needs is requested before the product */
+        FLAT = flat,    /* a slice has at most DEPTH loads, so all of it is in flight at once */
+        EARLY = nt <= 2 /* what a tile's end needs is requested before the product */
     };
 };
 
@@ -123,14 +123,16 @@ template <class S> __device__ static void row_factors(const struct gemm_args &p,
     if (left <= 0)
         return;
     float sum[ROWS];
-    if (p.square)
+    if (p.square && !p.finished)
         norm_sums<ROWS, BATCH>(p.square + first * (size_t)p.steps, (size_t)S::WARPS * (size_t)p.steps, rows,
                                p.steps, sum);
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
         if (lane == r && r < rows)
             factor[warp + r * S::WARPS] =
-                make_float2(p.square ? norm_factor(sum[r], p.k, p.eps) : 1.0f,
+                make_float2(!p.square    ? 1.0f
+                            : p.finished ? p.square[(first + (size_t)(r * S::WARPS)) * (size_t)p.steps]
+                                         : norm_factor(sum[r], p.k, p.eps),
                             p.row_scale ? p.row_scale[first + (size_t)(r * S::WARPS)] : 1.0f);
 }
 
@@ -209,6 +211,7 @@ __device__ static void slice_sums(const struct gemm_args &p, int tile, int slice
         p.x +
         ((size_t)blockIdx.y * (ROW_BLOCK / ACT_ROWS) * (size_t)p.steps + (size_t)(slice * STEPS)) * LANES +
         lane;
+    static_assert(!S::FLAT || AHEAD == DEPTH * STEPS, "its acts too");
     uint4 a[DEPTH][MT];
     uint2 b[AHEAD][NT];
 #pragma unroll
@@ -225,7 +228,7 @@ __device__ static void slice_sums(const struct gemm_args &p, int tile, int slice
         advance(&x, (j + 1) % STEPS == 0 ? jump : STEP);
     }
     after_wait();
-    if (S::FLAT) {
+    if constexpr (S::FLAT) {
         struct row_squares<S> squares;
         if (first && p.square)
             squares_request<S>(p, &squares);
