@@ -6,13 +6,15 @@
  * folded in ascending order. All of that depends on the row's positions alone. The query heads of a kv head,
  * and of several rows, are the rows of an m16n8k16 product, whose sums do not depend on the other rows.
  *
- * Rows of a tile share the job of a chunk that all of them see whole and in the same cells; in any other
- * chunk each has a job of its own. There are three ways to the same bits:
+ * Rows of a tile share the job of a chunk that all of them see whole and in the same cells, and in a cluster
+ * also that of a chunk of which they see more or less, if they are one chain; in any other chunk each has a
+ * job of its own. There are three ways to the same bits:
  *
  * attention_cluster, up to SPLIT_ROWS rows and a reach of MIDDLE_END. The jobs of a tile and kv head are
- * dealt to the teams of a thread block cluster. The result of a team's last job stays in its shared memory,
- * earlier ones (few below 2048 positions) go to scratch; past the cluster's barrier its warps share the
- * folding and read each other's shared memory.
+ * dealt to the teams of a thread block cluster. A job's results are written into the shared memory of the
+ * block that will fold them, its inbox; past the cluster's barrier a warp folds a row, head and 64 columns
+ * from its own block's. What does not fit there (many rows in small clusters, long contexts) goes to scratch
+ * instead.
  *
  * attention_split, longer reach: a block a job, over the whole GPU; all results go to scratch,
  * attention_merge folds them.
@@ -24,10 +26,12 @@
  * arrays and the cells of earlier passes. rope_table sees to it (kernels/rope.cu): whatever follows it in a
  * pass begins when everything ahead of it has ended. So a pass has it, or a copy, before its attention.
  *
- * launch   cluster: grid [2^i <= 16, kv_heads, tiles] in clusters along x, a block of two teams (head_dim
- * over 128: one); split: grid [chunks of reach, kv_heads, rows]; merge: a warp 64 outputs; walk: grid [tiles,
- * kv_heads]. `reach` covers the launch, positions do the rest. Shared memory a team: 26 KB (head_dim 64, one
- * m tile), 47 KB (128), 82 KB (128, four tiles); 128 * head_dim more for FP8 cells
+ * launch   cluster: grid [2^i <= 16, kv_heads, tiles] in clusters along x, all of them at once where that
+ * leaves clusters of a block, a block of two teams (head_dim over 128: one); split: grid [chunks of reach,
+ * kv_heads, rows]; merge: a warp 64 outputs; walk: grid [tiles, kv_heads]. `reach` covers the launch,
+ * positions do the rest. Shared memory a team: 25 KB (head_dim 64, one m tile), 45 KB (128), 59 KB (128,
+ * two), 81 KB (128, four); 128 * head_dim more for FP8 cells. An inbox: 264 bytes a chunk of reach, row, head
+ * and 64 columns, over the cluster's blocks
  *
  * math     q as the sum of two bf16 (relative error 2^-17); scores f32 in units of log2; exponentials rounded
  * to bf16 before they are summed and multiplied, so that weights add up to 1; all sums f32
@@ -36,43 +40,48 @@
  * head_dim bytes a chunk and head within the cluster, or to scratch and back
  *
  * roof     memory; at few rows and positions latency: behind launch_wait the queries' way from the L2, one
- * block's products, the cluster's barrier and one read of its results. The walk reads a key once per 64 /
- * group rows: tensor cores and shared memory */
+ * block's products, the way of its results to the inbox and the cluster's barrier; and the fetching of code,
+ * all of which runs once: loops are kept short. The walk reads a key once per 64 / group rows: tensor cores
+ * and shared memory */
 #include "kernels/attention_job.cuh"
 #include "kernels/attention_plan.cuh"
 #include "kernels/cuda.h"
 
-enum { SPLIT_ROWS = 64, CLUSTER = 16 /* blocks at most; more than 8 must be asked for */, BATCH = 16 };
-
-/* Teams of a block of attention_cluster: their shared memory has to fit. */
-template <int DIM> struct teams {
-    enum { N = DIM <= 128 ? 2 : 1 };
+enum {
+    SPLIT_ROWS = 64,
+    CLUSTER = 16,            /* blocks at most; more than 8 must be asked for */
+    ABREAST = 128,           /* blocks of all clusters that run at once on an H100 */
+    SHARED_MAX = 227 * 1024, /* bytes a block */
 };
-
-/* A chunk's result of one row and head; in the cluster addresses may lead into another block. */
-struct result {
-    const float *o;
-    const float2 *stat;
-};
-
-static __device__ struct result result_in_scratch(const struct view *a, int row, int head, int chunk)
-{
-    const size_t at = scratch_at(a, row, head, chunk);
-    const struct result r = {a->o + at * (size_t)a->dim, a->stat + at};
-    return r;
-}
 
 /* --- folding ----------------------------------------------------------------------------------------- */
 
-/* Columns d, d + 1 of up to BATCH results of lanes `first`.., all requested before one is used. */
-static __device__ void request_results(float2 held[BATCH], const float *o, int first, int count, int d,
-                                       int dim)
+static __device__ struct result result_in_scratch(const struct view *a, int row, int head, int piece,
+                                                  int chunk)
+{
+    const unsigned at = (unsigned)((row * a->heads + head) * a->chunks + chunk);
+    const struct result r = {a->o + (size_t)at * (unsigned)a->dim + piece * PIECE, a->stat + at};
+    return r;
+}
+
+struct in_scratch {
+    int unused;
+};
+
+static __device__ struct result result_of(const struct view *a, const struct in_scratch *,
+                                          const struct job *j, int pair, int piece, int chunk)
+{
+    return result_in_scratch(a, j->first + pair_row(a, pair), j->kv_head * a->group + pair_head(a, pair),
+                             piece, chunk);
+}
+
+/* Columns d, d + 1 of chunks first.., all requested before one is used; zeros past the last chunk. */
+template <int FLIGHT>
+static __device__ void request_results(float2 held[FLIGHT], const float *o, int pitch, int first, int count)
 {
 #pragma unroll
-    for (int i = 0; i < BATCH; i++) {
-        const float *from = (const float *)__shfl_sync(0xffffffffu, (unsigned long long)o, first + i);
-        held[i] = first + i < count && d < dim ? *(const float2 *)(from + d) : make_float2(0, 0);
-    }
+    for (int i = 0; i < FLIGHT; i++)
+        held[i] = first + i < count ? *(const float2 *)(o + (first + i) * pitch) : make_float2(0, 0);
 }
 
 /* What has been folded of a row and head: columns d, d + 1 by the lane, the rest by every lane. */
@@ -81,17 +90,16 @@ struct folded {
     float max, sum;
 };
 
-static __device__ void fold_results(struct folded *f, const float2 held[BATCH], int first, int count, float l,
+/* Past the last chunk weights are (1, 0): that changes nothing but the sign of a zero. */
+template <int FLIGHT>
+static __device__ void fold_results(struct folded *f, const float2 held[FLIGHT], int first, float l,
                                     float2 weights)
 {
 #pragma unroll
-    for (int i = 0; i < BATCH; i++) {
+    for (int i = 0; i < FLIGHT; i++) {
         const float2 w = make_float2(__shfl_sync(0xffffffffu, weights.x, first + i),
                                      __shfl_sync(0xffffffffu, weights.y, first + i));
-        const float other = __shfl_sync(0xffffffffu, l, first + i);
-        if (first + i >= count)
-            break;
-        f->sum = fold(f->sum, other, w);
+        f->sum = fold(f->sum, __shfl_sync(0xffffffffu, l, first + i), w);
         f->o = make_float2(fold(f->o.x, held[i].x, w), fold(f->o.y, held[i].y, w));
     }
 }
@@ -101,6 +109,7 @@ static __device__ float2 weights_of(struct folded *f, float2 stat)
 {
     const int lane = threadIdx.x % 32;
     float upto = stat.x;
+#pragma unroll
     for (int step = 1; step < 32; step *= 2) {
         const float other = __shfl_up_sync(0xffffffffu, upto, step);
         upto = lane >= step ? fmaxf(upto, other) : upto;
@@ -112,23 +121,26 @@ static __device__ float2 weights_of(struct folded *f, float2 stat)
     return weights;
 }
 
-/* A warp: columns [d, d + 64) of a row and head, chunks in ascending order. FROM says where results are. */
-template <class FROM>
-static __device__ void merge(const struct view *a, const FROM *from, int chunks, int row, int head, int d)
+/* A warp: a piece of a row and head, chunks in ascending order. The first chunk's result stands at r; the
+ * columns of the next one are `pitch` further. FLIGHT: how many are requested at once. */
+template <int FLIGHT>
+static __device__ void merge(const struct view *a, const struct result *r, int pitch, int chunks, int row,
+                             int head, int piece)
 {
-    const int lane = threadIdx.x % 32, column = d + lane * 2;
+    const int lane = threadIdx.x % 32, column = piece * PIECE + lane * 2;
     struct folded f = {make_float2(0, 0), -CUDART_INF_F, 0};
-    for (int first = 0; first < chunks; first += 32) {
-        const int count = min(32, chunks - first);
-        const struct result r = result_at(a, from, row, head, first + min(lane, count - 1));
-        const float2 stat = lane < count ? *r.stat : make_float2(-CUDART_INF_F, 0);
-        float2 held[BATCH];
-        request_results(held, r.o, 0, count, column, a->dim);
+#pragma unroll 1
+    for (int done = 0; done < chunks; done += 32) {
+        const float *o = r->o + done * pitch + lane * 2;
+        const int count = min(32, chunks - done), own = column < a->dim ? count : 0;
+        const float2 stat = lane < count ? r->stat[done + lane] : make_float2(-CUDART_INF_F, 0);
+        float2 held[FLIGHT];
+        request_results<FLIGHT>(held, o, pitch, 0, own);
         const float2 weights = weights_of(&f, stat);
-        fold_results(&f, held, 0, count, stat.y, weights);
-        if (count > BATCH) {
-            request_results(held, r.o, BATCH, count, column, a->dim);
-            fold_results(&f, held, BATCH, count, stat.y, weights);
+#pragma unroll 1
+        for (int i = 0; i < count; i += FLIGHT) {
+            fold_results<FLIGHT>(&f, held, i, stat.y, weights);
+            request_results<FLIGHT>(held, o, pitch, i + FLIGHT, own);
         }
     }
     if (column < a->dim)
@@ -140,13 +152,34 @@ static __device__ int chunks_of(int slot, int pos) /* 0: nobody's row */
     return slot < 0 ? 0 : chunk_of(pos) + 1;
 }
 
-static __device__ int pieces_of(int dim) /* warps that merge a row and head */
-{
-    return (dim + 63) / 64;
-}
-
 /* --- a cluster --------------------------------------------------------------------------------------- */
 
+/* Teams of a block of attention_cluster: their shared memory has to fit. */
+template <int DIM> struct teams {
+    enum { N = DIM <= 128 ? 2 : 1 };
+};
+
+/* A block's shared memory. Behind it the inbox: for each piece that the block folds o [chunks][PIECE], then
+ * stat [chunks]. Piece i of a tile (piece of the pair fastest) is number i / size of block i % size. */
+template <int DIM, int TILES, bool FP8> struct __align__(16) block
+{
+    struct shared<DIM, TILES, FP8> teams[teams<DIM>::N];
+    int chunks[SPLIT_ROWS]; /* of the tile's rows */
+};
+
+enum { INBOX_CHUNK = PIECE + 2 /* floats a chunk */ };
+
+static __device__ void cluster_arrive(void)
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
+static __device__ void cluster_wait(void)
+{
+    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+}
+
+/* What was written to any shared memory or scratch is there for all. */
 static __device__ void cluster_sync(void)
 {
     asm volatile("barrier.cluster.arrive.release.aligned;\n"
@@ -154,42 +187,37 @@ static __device__ void cluster_sync(void)
                      : "memory");
 }
 
-/* Nobody leaves while another block reads its shared memory. What was read has been used, so that nothing
- * needs to be made visible. */
-static __device__ void cluster_leave(void)
-{
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\n"
-                 "barrier.cluster.wait.aligned;" ::
-                     : "memory");
-}
-
 /* The same place in the shared memory of another block of the cluster. */
-template <class T> static __device__ T *in_block(T *p, int rank)
+static __device__ float *in_block(float *p, int rank)
 {
     unsigned long long to;
     asm("mapa.u64 %0, %1, %2;" : "=l"(to) : "l"((unsigned long long)p), "r"(rank));
-    return (T *)to;
+    return (float *)to;
 }
 
-template <int DIM, int TILES, bool FP8> struct in_cluster {
-    struct shared<DIM, TILES, FP8> *sh; /* of the block's teams */
+struct in_cluster {
     struct writers writers;
     struct tile tile;
-    int team_count; /* of the cluster */
+    float *inbox; /* of this block */
+    int pieces;   /* of a row and head, a power of two */
 };
 
-/* A team's last job is in its shared memory. */
-template <int DIM, int TILES, bool FP8>
-static __device__ struct result result_at(const struct view *a, const struct in_cluster<DIM, TILES, FP8> *c,
-                                          int row, int head, int chunk)
+static __device__ struct result result_in_inbox(const struct view *a, float *number, int chunk)
 {
-    const int job = job_of(&c->tile, row, chunk), team = job % c->team_count;
-    if (job + c->team_count < c->tile.jobs)
-        return result_in_scratch(a, row, head, chunk);
-    const int pair = (chunk < c->tile.shared ? (row - c->tile.first) * a->group : 0) + head % a->group;
-    struct shared<DIM, TILES, FP8> *sh = in_block(c->sh + team % teams<DIM>::N, team / teams<DIM>::N);
-    const struct result r = {sh->o[pair], &sh->stat[pair]};
+    const struct result r = {number + chunk * PIECE, (float2 *)(number + a->chunks * PIECE) + chunk};
     return r;
+}
+
+/* In the inbox of the block that will fold it, or in scratch. */
+static __device__ struct result result_of(const struct view *a, const struct in_cluster *c,
+                                          const struct job *j, int pair, int piece, int chunk)
+{
+    const struct in_scratch scratch = {0};
+    if (!a->inbox)
+        return result_of(a, &scratch, j, pair, piece, chunk);
+    const int i = ((j->first - c->tile.first) * a->group + pair) * c->pieces + piece;
+    float *number = c->inbox + (i >> a->log_size) * a->chunks * INBOX_CHUNK;
+    return result_in_inbox(a, in_block(number, i & ((1 << a->log_size) - 1)), chunk);
 }
 
 /* Into the L2: what a team's shared jobs from `first` on read beyond the block that `start` requests. Cells
@@ -198,8 +226,10 @@ static __device__ void prefetch_cells(const struct view *a, const struct tile *t
                                       int stride, int old, size_t row_bytes)
 {
     const size_t head = ((size_t)t->slot * (size_t)a->kv_heads + (size_t)kv_head) * (size_t)a->cap;
+#pragma unroll 1
     for (int i = first; i < t->shared; i += stride) {
         const int begin = chunk_begin(i) + (i == first ? BLOCK : 0), end = min(chunk_begin(i + 1), old);
+#pragma unroll 1
         for (int which = 0; begin < end && which < 2; which++)
             asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(
                              (const char *)a->cells[which] + (head + (size_t)begin) * row_bytes),
@@ -209,32 +239,65 @@ static __device__ void prefetch_cells(const struct view *a, const struct tile *t
 }
 
 /* A team's jobs: i, i + teams of the cluster, and so on. Shared chunks follow each other without a pause: the
- * queries stay. */
+ * queries stay. A shared chunk with a value that is not finite and that not every row may see (attend) goes
+ * row by row. */
 template <int DIM, int TILES, bool FP8>
-static __device__ void work(const struct view *a, const struct in_cluster<DIM, TILES, FP8> *c, int kv_head)
+static __device__ void work(struct shared<DIM, TILES, FP8> *sh, const struct view *a,
+                            const struct in_cluster *c, int kv_head, int team, int team_count)
 {
-    const int team = (int)threadIdx.x / THREADS, first = (int)blockIdx.x * teams<DIM>::N + team;
-    struct shared<DIM, TILES, FP8> *sh = c->sh + team;
     bool waited = false, requested = false;
-    for (int i = first; i < c->tile.jobs; i += c->team_count) {
-        const struct place at = place_of(&c->tile, i);
-        const int begin = chunk_begin(at.chunk), end = chunk_begin(at.chunk + 1);
-        const bool more = i + c->team_count < c->tile.shared;
-        struct part<DIM, TILES> result;
+    int alone = -1; /* the row, of those that go one by one */
+#pragma unroll 1
+    for (int i = team; i < c->tile.jobs;) {
+        struct place at = place_of(&c->tile, i);
+        at.row = alone >= 0 ? alone : at.row;
+        const int begin = chunk_begin(at.chunk), end = chunk_begin(at.chunk + 1),
+                  next = at.row < 0 && i + team_count < c->tile.shared ? chunk_begin(i + team_count) : -1;
+        bool done = true;
         struct job j;
-        if (!job_at(a, &c->tile, kv_head, at, &j))
-            continue;
-        if (!requested) {
-            const int old = waited ? INT_MAX : old_cells(&c->writers, j.slot);
-            if (!waited && member() == 0)
-                prefetch_cells(a, &c->tile, kv_head, i, c->team_count, old, (size_t)a->dim * (FP8 ? 1 : 2));
-            start(sh, a, &j, begin, old);
+        if (job_at(a, &c->tile, kv_head, at, &j)) {
+            struct part<DIM, TILES> result;
+            if (!requested) {
+                const int old = waited ? INT_MAX : old_cells(&c->writers, j.slot);
+                if (!waited && member() == 0)
+                    prefetch_cells(a, &c->tile, kv_head, i, team_count, old, (size_t)a->dim * (FP8 ? 1 : 2));
+                start(sh, a, &j, begin, old);
+            }
+            waited = true;
+            done = attend(sh, a, &j, begin, min(end, j.last + 1), next, c->tile.common, &result);
+            requested = done && next >= 0;
+            if (done)
+                store(a, &j, at.chunk, c, &result);
         }
-        waited = true;
-        requested = more;
-        attend(sh, a, &j, begin, min(end, j.last + 1), more ? chunk_begin(i + c->team_count) : -1, end,
-               &result);
-        store(sh, a, &j, at.chunk, i + c->team_count < c->tile.jobs ? TO_SCRATCH : TO_SHARED, &result);
+        if (!done)
+            alone = c->tile.first;
+        else if (alone >= 0)
+            alone = alone + 1 < c->tile.first + c->tile.count ? alone + 1 : -1;
+        i += alone < 0 ? team_count : 0;
+    }
+}
+
+/* The pieces that are this block's to fold, a warp a piece. */
+static __device__ void fold_pieces(const struct view *a, const struct in_cluster *c, const int *chunks_of_row,
+                                   int kv_head)
+{
+    const int of_all = c->tile.count * a->group * c->pieces, warps = (int)blockDim.x / 32;
+#pragma unroll 1
+    for (int number = (int)threadIdx.x / 32;; number += warps) {
+        const int i = (number << a->log_size) + (int)blockIdx.x, pair = i / c->pieces, piece = i % c->pieces;
+        if (i >= of_all)
+            return;
+        const int row = pair_row(a, pair), head = kv_head * a->group + pair_head(a, pair),
+                  chunks = chunks_of_row[row];
+        if (chunks == 0 || piece * PIECE >= a->dim)
+            continue;
+        if (a->inbox) {
+            const struct result r = result_in_inbox(a, c->inbox + number * a->chunks * INBOX_CHUNK, 0);
+            merge<4>(a, &r, PIECE, chunks, c->tile.first + row, head, piece);
+        } else {
+            const struct result r = result_in_scratch(a, c->tile.first + row, head, piece, 0);
+            merge<16>(a, &r, a->dim, chunks, c->tile.first + row, head, piece);
+        }
     }
 }
 
@@ -243,31 +306,26 @@ static __global__ void __launch_bounds__(THREADS *teams<DIM>::N, TILES == 1 ? 2 
     attention_cluster(const __grid_constant__ struct view a)
 {
     extern __shared__ __align__(16) unsigned char memory[];
-    const int kv_head = blockIdx.y, rows = 16 * TILES / a.group, first = (int)blockIdx.z * rows;
+    struct block<DIM, TILES, FP8> *mine = (struct block<DIM, TILES, FP8> *)memory;
+    const int kv_head = blockIdx.y, first = (int)blockIdx.z * a.rows, count = min(a.rows, a.n - first);
+    const int team = (int)threadIdx.x / THREADS;
     launch_trigger();
-    const int count = min(rows, a.n - first), columns = pieces_of(a.dim), units = count * a.group * columns,
-              stride = (int)(blockDim.x / 32 * gridDim.x);
-    int unit = (int)threadIdx.x / 32 * (int)gridDim.x + (int)blockIdx.x,
-        row = first + min(unit, units - 1) / columns / a.group;
-    int slot = row_int(a.slot + row), pos = row_int(a.pos + row);
-    struct in_cluster<DIM, TILES, FP8> c;
-    c.sh = (struct shared<DIM, TILES, FP8> *)memory;
+    cluster_arrive();
+    if ((int)threadIdx.x < count) {
+        const int row = first + (int)threadIdx.x;
+        mine->chunks[threadIdx.x] = chunks_of(row_int(a.slot + row), row_int(a.pos + row));
+    }
+    struct in_cluster c;
     c.writers = writers_of(&a);
     c.tile = tile_of(&a, first, count);
-    c.team_count = (int)gridDim.x * (int)teams<DIM>::N;
-    work(&a, &c, kv_head);
+    c.inbox = (float *)(mine + 1);
+    c.pieces = DIM / PIECE;
+    cluster_wait(); /* all blocks have begun: their shared memory may be written to */
+    work(mine->teams + team, &a, &c, kv_head, (team << a.log_size) + (int)blockIdx.x,
+         (int)teams<DIM>::N << a.log_size);
     launch_wait();
-    cluster_sync();
-    while (unit < units) {
-        const int chunks = chunks_of(slot, pos), head = kv_head * a.group + unit / columns % a.group;
-        if (chunks > 0)
-            merge(&a, &c, chunks, row, head, unit % columns * 64);
-        unit += stride;
-        row = first + min(unit, units - 1) / columns / a.group;
-        slot = row_int(a.slot + row);
-        pos = row_int(a.pos + row);
-    }
-    cluster_leave();
+    cluster_sync(); /* behind it a block reads its own shared memory, and may leave */
+    fold_pieces(&a, &c, mine->chunks, kv_head);
 }
 
 /* --- split and merge --------------------------------------------------------------------------------- */
@@ -282,36 +340,34 @@ static __global__ void __launch_bounds__(THREADS, 1) attention_split(const __gri
     launch_trigger();
     launch_wait();
     const struct tile t = tile_of(&a, first, min(rows, a.n - first));
-    const struct place at = {chunk, chunk < t.shared ? -1 : row};
+    const bool whole = chunk < chunk_of(t.common); /* all rows see all of it */
+    const struct place at = {chunk, whole ? -1 : row};
+    const struct in_scratch to = {0};
     struct part<DIM, TILES> c;
     struct job j;
-    if ((chunk < t.shared && row != first) || !job_at(&a, &t, kv_head, at, &j))
+    if ((whole && row != first) || !job_at(&a, &t, kv_head, at, &j))
         return;
     start(sh, &a, &j, begin, INT_MAX);
     attend(sh, &a, &j, begin, min(end, j.last + 1), -1, end, &c);
-    store(sh, &a, &j, chunk, TO_SCRATCH, &c);
+    store(&a, &j, chunk, &to, &c);
 }
 
-struct in_scratch {
-    int unused;
-};
-
-static __device__ struct result result_at(const struct view *a, const struct in_scratch *, int row, int head,
-                                          int chunk)
+static __host__ __device__ int pieces_of(int dim) /* warps that merge a row and head */
 {
-    return result_in_scratch(a, row, head, chunk);
+    return (dim + PIECE - 1) / PIECE;
 }
 
 static __global__ void __launch_bounds__(THREADS, 1) attention_merge(const __grid_constant__ struct view a)
 {
-    const int unit = (int)blockIdx.x * WARPS + (int)threadIdx.x / 32, columns = pieces_of(a.dim),
-              row = unit / columns / a.heads;
-    const struct in_scratch from = {0};
+    const int unit = (int)blockIdx.x * WARPS + (int)threadIdx.x / 32, pieces = pieces_of(a.dim),
+              row = unit / pieces / a.heads, head = unit / pieces % a.heads, piece = unit % pieces;
     launch_trigger();
     launch_wait();
     const int chunks = chunks_of(row_int(a.slot + min(row, a.n - 1)), row_int(a.pos + min(row, a.n - 1)));
-    if (row < a.n && chunks > 0)
-        merge(&a, &from, chunks, row, unit / columns % a.heads, unit % columns * 64);
+    if (row >= a.n || chunks == 0)
+        return;
+    const struct result r = result_in_scratch(&a, row, head, piece, 0);
+    merge<16>(&a, &r, a.dim, chunks, row, head, piece);
 }
 
 /* --- a walk ------------------------------------------------------------------------------------------ */
@@ -321,8 +377,8 @@ template <int DIM, int TILES, bool FP8>
 static __device__ bool walk(struct shared<DIM, TILES, FP8> *sh, const struct view *a, const struct job *j,
                             int common, struct part<DIM, TILES> *all)
 {
-    part_clear(all);
     start(sh, a, j, 0, INT_MAX);
+    part_clear(all);
     for (int chunk = 0; chunk_begin(chunk) <= j->last; chunk++) {
         const int end = chunk_begin(chunk + 1);
         struct part<DIM, TILES> c;
@@ -350,43 +406,56 @@ static __global__ void __launch_bounds__(THREADS, 1) attention_walk(const __grid
         if (j.slot < 0)
             return;
         if (walk(sh, &a, &j, t.common, &all)) {
-            store(sh, &a, &j, 0, TO_Y, &all);
+            store_job(&a, &j, &all);
             return;
         }
     }
     for (int row = first; row < first + t.count; row++) {
         const struct job j = job_alone(&a, row, kv_head);
         if (j.slot >= 0 && walk(sh, &a, &j, 0, &all))
-            store(sh, &a, &j, 0, TO_Y, &all);
+            store_job(&a, &j, &all);
     }
 }
 
 /* --- launches ---------------------------------------------------------------------------------------- */
 
-/* Enough blocks for a job a team. */
-template <int DIM> static unsigned cluster_of(const struct view *a)
+/* Tiles of as many rows as fit, evened; clusters of enough blocks for a job a team, but all of them at once;
+ * an inbox if it fits. `own`: bytes of a block without it. Returns the bytes with it. */
+template <int DIM> static size_t shape_cluster(struct view *a, int rows, size_t own)
 {
-    unsigned blocks = 1;
-    while (blocks < CLUSTER && (int)blocks * teams<DIM>::N < a->chunks + a->n)
-        blocks *= 2;
-    return blocks;
+    const int tiles = (a->n + rows - 1) / rows;
+    a->rows = (a->n + tiles - 1) / tiles;
+    for (a->log_size = 0; 1 << a->log_size < CLUSTER; a->log_size++)
+        if ((int)teams<DIM>::N << a->log_size >= a->chunks + a->n ||
+            (2 << a->log_size) * a->kv_heads * tiles > ABREAST)
+            break;
+    const int pieces = a->rows * a->group * (DIM / PIECE), numbers = ((pieces - 1) >> a->log_size) + 1;
+    const size_t inbox = (size_t)numbers * (size_t)a->chunks * INBOX_CHUNK * sizeof(float);
+    a->inbox = own + inbox <= SHARED_MAX;
+    return a->inbox ? own + inbox : own;
 }
 
 template <int DIM, int TILES, bool FP8> static int run_cluster(const struct view *a, void *stream)
 {
-    const int rows = 16 * TILES / a->group;
-    const unsigned size = cluster_of<DIM>(a);
-    const struct launch l = {dim3(size, (unsigned)a->kv_heads, (unsigned)((a->n + rows - 1) / rows)),
-                             dim3(THREADS * teams<DIM>::N),
-                             sizeof(struct shared<DIM, TILES, FP8>) * teams<DIM>::N, size, stream};
-    const int rc = (int)cudaFuncSetAttribute(attention_cluster<DIM, TILES, FP8>,
-                                             cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    return rc ? rc : launch_kernel(&l, attention_cluster<DIM, TILES, FP8>, *a);
+    struct view shaped = *a;
+    const size_t shared =
+        shape_cluster<DIM>(&shaped, 16 * TILES / a->group, sizeof(struct block<DIM, TILES, FP8>));
+    const unsigned size = 1u << shaped.log_size;
+    const struct launch l = {
+        dim3(size, (unsigned)a->kv_heads, (unsigned)((a->n + shaped.rows - 1) / shaped.rows)),
+        dim3(THREADS * teams<DIM>::N), shared, size, stream};
+    int rc = (int)cudaFuncSetAttribute(attention_cluster<DIM, TILES, FP8>,
+                                       cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    rc = rc ? rc : launch_kernel(&l, attention_cluster<DIM, TILES, FP8>, shaped);
+    /* Captured launches may ask for more than the latest did. */
+    return rc ? rc
+              : (int)cudaFuncSetAttribute(attention_cluster<DIM, TILES, FP8>,
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_MAX);
 }
 
 template <int DIM, int TILES, bool FP8> static int run_split(const struct view *a, void *stream)
 {
-    const int units = a->n * a->heads * ((a->dim + 63) / 64);
+    const int units = a->n * a->heads * pieces_of(a->dim);
     const struct launch l = {dim3((unsigned)a->chunks, (unsigned)a->kv_heads, (unsigned)a->n), dim3(THREADS),
                              sizeof(struct shared<DIM, TILES, FP8>), 0, stream};
     const struct launch fold = {dim3((unsigned)((units + WARPS - 1) / WARPS)), dim3(THREADS), 0, 0, stream};
@@ -412,6 +481,8 @@ template <int DIM, int MANY, bool FP8> static int run(const struct view *a, void
         return run_walk<DIM, MANY, FP8>(a, stream);
     if (a->chunks > SHORTS + MIDDLES)
         return few ? run_split<DIM, 1, FP8>(a, stream) : run_split<DIM, MANY, FP8>(a, stream);
+    if (a->n * a->group <= 32 && MANY > 2)
+        return few ? run_cluster<DIM, 1, FP8>(a, stream) : run_cluster<DIM, 2, FP8>(a, stream);
     return few ? run_cluster<DIM, 1, FP8>(a, stream) : run_cluster<DIM, MANY, FP8>(a, stream);
 }
 
@@ -438,11 +509,12 @@ KERN_API int attention_cuda(const struct attention *a, void *stream)
     const struct kv_layer *kv = &a->kv;
     const int chunks = chunk_of(a->reach - 1) + 1, group = a->heads / kv->kv_heads;
     float *stat = a->scratch + (size_t)rows->n * (size_t)a->heads * (size_t)chunks * (size_t)kv->head_dim;
-    const struct view view = {rows->slot,       rows->pos,    rows->cell,     rows->base,
-                              rows->path_off,   rows->path,   a->qkv,         {kv->k, kv->v},
-                              (uint16_t *)a->y, a->scratch,   (float2 *)stat, rows->n,
-                              a->heads,         kv->kv_heads, group,          kv->head_dim,
-                              kv->cap,          chunks,       a->y_form,      a->scale * 1.44269504f};
+    const struct view view = {rows->slot,        rows->pos,    rows->cell,     rows->base,
+                              rows->path_off,    rows->path,   a->qkv,         {kv->k, kv->v},
+                              (uint16_t *)a->y,  a->scratch,   (float2 *)stat, rows->n,
+                              a->heads,          kv->kv_heads, group,          kv->head_dim,
+                              kv->cap,           chunks,       a->y_form,      a->scale * 1.44269504f,
+                              by_group_of(group)};
     if (rows->n == 0)
         return 0;
     return kv->form == KV_FP8 ? run_any<true>(&view, stream) : run_any<false>(&view, stream);

@@ -38,8 +38,9 @@ struct job {
     const int *path; /* cells of positions base.. */
 };
 
-/* Rows of m tiles are the pairs (row, head), heads fastest. pair / group without a division: for pair and
- * group up to 64 the product is off by less than the 2^16 / 64 that separate two quotients. */
+/* Rows of m tiles are the pairs (row, head), heads fastest. pair / group without a division: up to 64 either
+ * way the product is over by less than 1 / 1024, and a quotient that is not whole lacks 1 / 64 to the next.
+ */
 static __host__ int by_group_of(int group)
 {
     return 65536 / group + 1;
@@ -188,24 +189,34 @@ template <int DIM, int TILES, bool FP8>
 static __device__ void request(struct shared<DIM, TILES, FP8> *sh, const struct view *a, const struct job *j,
                                int which, int from, int to)
 {
-    enum { SIZE = pieces<DIM, FP8>::SIZE, KEY = pieces<DIM, FP8>::KEY, EACH = pieces<DIM, FP8>::EACH };
-    const size_t row = (size_t)a->dim * SIZE,
-                 head = ((size_t)j->slot * (size_t)a->kv_heads + (size_t)j->kv_head) * (size_t)a->cap;
-    const char *cells = (const char *)a->cells[which] + head * row;
-    const int first = member() / KEY, at = member() % KEY * 16;
-    const uint32_t pitch = pieces<DIM, FP8>::PITCH, place = shared_address(cells_place(sh, which, first, at));
-    if (at >= (int)row)
+    enum { KEY = pieces<DIM, FP8>::KEY, EACH = pieces<DIM, FP8>::EACH, STEP = THREADS / KEY };
+    const int row = a->dim * pieces<DIM, FP8>::SIZE, first = member() / KEY, at = member() % KEY * 16;
+    const size_t head = (size_t)(j->slot * a->kv_heads + j->kv_head) * (unsigned)a->cap;
+    const char *cells = (const char *)a->cells[which] + head * (unsigned)row + at;
+    const unsigned place = shared_address(cells_place(sh, which, first, at));
+    if (at >= row)
         return;
 #pragma unroll(EACH < 4 ? EACH : 4) /* more would be fetched slower than it runs */
     for (int i = 0; i < EACH; i++) {
-        const int cell = sh->cell[first + i * (THREADS / KEY)];
+        const int cell = sh->cell[first + i * STEP];
         if (cell >= from && cell < to)
-            copy_async(place + (uint32_t)(i * (THREADS / KEY)) * pitch,
-                       cells + (cell < 0 ? 0 : (size_t)cell * row + (size_t)at), cell >= 0);
+            copy_async(place + (unsigned)(i * STEP * pieces<DIM, FP8>::PITCH),
+                       cells + (unsigned long long)(unsigned)max(cell, 0) * (unsigned)row, cell >= 0);
     }
 }
 
-/* The oldest request but one is there for the whole team. */
+template <int DIM, int TILES, bool FP8>
+static __device__ void request_both(struct shared<DIM, TILES, FP8> *sh, const struct view *a,
+                                    const struct job *j, int from, int to)
+{
+#pragma unroll 1
+    for (int which = KEYS; which <= VALUES; which++) {
+        request(sh, a, j, which, from, to);
+        copy_commit();
+    }
+}
+
+/* All requests but the latest are there for the whole team. */
 template <int DIM, int TILES, bool FP8>
 static __device__ void arrive(struct shared<DIM, TILES, FP8> *sh, const struct view *a, int which)
 {
@@ -253,25 +264,28 @@ static __device__ void put_query(struct shared<DIM, TILES, FP8> *sh, int row, in
     *(uint2 *)&sh->q[1][row][d] = low;
 }
 
-/* Both parts of q. Several loads are in flight before one is used: this is what waits for the kernel before.
- * Pairs past the last stay what they are: nothing of a row of an m tile reaches another row, and theirs see
- * no position. */
+/* Both parts of q, and the block's cells from `late` on, between the loads and what needs them: this is what
+ * waits for the kernel before. Pairs past the last stay what they are: nothing of a row of an m tile reaches
+ * another row, and theirs see no position. */
 template <int DIM, int TILES, bool FP8>
 static __device__ void load_queries(struct shared<DIM, TILES, FP8> *sh, const struct view *a,
-                                    const struct job *j)
+                                    const struct job *j, int late)
 {
     enum { STEP = THREADS / (DIM / 4), FLIGHT = TILES == 1 ? 4 : 8 };
     const int live = j->count * a->group, d = member() % (DIM / 4) * 4;
     const int pitch = (a->heads + 2 * a->kv_heads) * a->dim;
-    const float *from = a->qkv + (size_t)j->first * (size_t)pitch + (size_t)(j->kv_head * a->group * a->dim + d);
+    const float *from = a->qkv + (size_t)j->first * (unsigned)pitch + (j->kv_head * a->group * a->dim + d);
 #pragma unroll 1
-    for (int first = member() / (DIM / 4); first < live; first += STEP * FLIGHT) {
+    for (int done = 0; done < live; done += STEP * FLIGHT) {
+        const int first = done + member() / (DIM / 4);
         float4 q[FLIGHT];
 #pragma unroll
         for (int i = 0; i < FLIGHT; i++) {
             const int pair = first + i * STEP, at = pair_row(a, pair) * pitch + pair_head(a, pair) * a->dim;
             q[i] = pair < live && d < a->dim ? *(const float4 *)(from + at) : make_float4(0, 0, 0, 0);
         }
+        if (done == 0 && late < INT_MAX)
+            request_both(sh, a, j, late, INT_MAX);
 #pragma unroll
         for (int i = 0; i < FLIGHT; i++)
             if (first + i * STEP < live)

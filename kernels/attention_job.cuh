@@ -67,7 +67,7 @@ static __device__ void multiply_keys(const struct shared<DIM, TILES, FP8> *sh, i
 {
     const int lane = threadIdx.x % 32, keys = team_warp() * WARP_KEYS;
     float high[2][4] = {{0}}, low[2][4] = {{0}};
-#pragma unroll 2 /* all would be fetched slower than it runs; so below */
+#pragma unroll(TILES == 4 ? DIM / 16 : 2) /* few: code that runs once is fetched slower than it runs */
     for (int d = 0; d < DIM; d += 16) {
         unsigned q[4], k[4];
         load_fragment(k, &sh->cells[KEYS][keys + lane / 16 * 8 + lane % 8][d + lane / 8 % 2 * 8]);
@@ -233,18 +233,14 @@ template <int DIM, int TILES, bool FP8>
 static __device__ void start(struct shared<DIM, TILES, FP8> *sh, const struct view *a, const struct job *j,
                              int begin, int old)
 {
-    const int steps = old < INT_MAX ? 4 : 2; /* old keys, old values, other keys, other values */
+    const bool late = begin + BLOCK > min(old, j->base);
     list_rows(sh, a, j);
     list_cells(sh, j, begin);
     team_sync();
-#pragma unroll 1
-    for (int i = 0; i < steps; i++) {
-        if (i == 2)
-            launch_wait();
-        request(sh, a, j, i % 2 ? VALUES : KEYS, i < 2 ? -1 : old, i < 2 ? old : INT_MAX);
-        copy_commit();
-    }
-    load_queries(sh, a, j);
+    request_both(sh, a, j, -1, old);
+    if (old < INT_MAX)
+        launch_wait();
+    load_queries(sh, a, j, late ? old : INT_MAX);
 }
 
 /* Positions [begin, end) of one chunk into c; the block at `begin` has been requested, and that at `next` is

@@ -35,7 +35,8 @@ struct tile {
     int first, count, slot, last; /* last: the furthest position of a row, -1: all rows are nobody's */
     int common;                   /* up to here all rows see the same cells */
     bool chain;                   /* one slot, and every row's cells are its positions */
-    int shared, jobs;             /* chunks whose cells are the same for all rows that see them; see place_of */
+    int shared;                   /* chunks whose cells are the same for all rows that see them */
+    int jobs;                     /* see place_of */
 };
 
 /* By a whole warp. Here and below loads do not depend on each other: each is a round trip to the L2. */
@@ -43,6 +44,7 @@ static __device__ struct tile tile_of(const struct view *a, int first, int count
 {
     int low = INT_MAX, high = -1, common = INT_MAX, last = -1;
     bool chain = true;
+#pragma unroll 1
     for (int i = first + (int)threadIdx.x % 32; i < first + count; i += 32) {
         const int slot = row_int(a->slot + i), pos = row_int(a->pos + i), base = row_int(a->base + i);
         const bool live = slot >= 0;

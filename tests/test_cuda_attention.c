@@ -435,28 +435,55 @@ START_TEST(rows_of_nobody_change_nothing)
 END_TEST
 
 /* A value that later rows alone may see is NaN: the rows before it keep their bits, those after it are NaN.
- */
+ * At the start of a text, and where a team has other chunks before and after that one. */
 START_TEST(a_nan_reaches_only_the_rows_that_see_it)
 {
-    struct scene *s = scene_new(_i * N_SHAPES + 1, 256);
+    static const int sizes[] = {2, 8, 21, SPLIT, 100};
+    const int at_first = _i / 2 ? 1000 : 0;
+    struct scene *s = scene_new(_i % 2 * N_SHAPES + 1, 1280);
     const size_t width = (size_t)s->heads * (size_t)s->dim;
     uint16_t *out = outputs_new(s), *expected = outputs_new(s);
-    for (int i = 0; i < 100; i++) {
-        cell_set(s, 0, i, i);
-        row_add(s, 0, i);
-    }
-    cache_put(s, 1, at(s, 0, 2, 70), NAN); /* component 0 of kv head 2, heads 8 to 11 */
+    for (int p = 0; p < at_first + 100; p++)
+        cell_set(s, 0, p, p);
+    for (int i = 0; i < 100; i++)
+        row_add(s, 0, at_first + i);
+    cache_put(s, 1, at(s, 0, 2, at_first + 70), NAN); /* component 0 of kv head 2, heads 8 to 11 */
     scene_upload(s);
     attend_in(s, 1, 0, expected);
-    for (int size = SPLIT; size <= 100; size += 100 - SPLIT) {
-        attend_in(s, size, 0, out);
-        expect_rows(s, out, expected, s->n, "a NaN among the values", size);
+    for (int i = 0; i < 5; i++) {
+        attend_in(s, sizes[i], 0, out);
+        expect_rows(s, out, expected, s->n, "a NaN among the values", sizes[i]);
         for (int r = 0; r < s->n; r++) {
             const float with = bf16_to_f32(out[(size_t)r * width + 8 * 128]);
-            EXPECT_MSG(!!isnan(with) == (r >= 70), "%d rows, row %d: %g", size, r, with);
+            EXPECT_MSG(!!isnan(with) == (r >= 70), "%d rows, row %d: %g", sizes[i], r, with);
             EXPECT(!isnan(bf16_to_f32(out[(size_t)r * width + 8 * 128 + 1])));
         }
     }
+    free(out);
+    free(expected);
+    scene_free(s);
+}
+END_TEST
+
+/* Rows of one text in launches on both sides of every m tile count, at reaches whose results fit the inboxes
+ * of a cluster and at those that send them to scratch. */
+START_TEST(a_chain_has_the_same_bits_at_every_size_and_reach)
+{
+    static const int sizes[] = {2, 3, 4, 5, 8, 9, 16, 17, 22, 43, SPLIT};
+    static const int reaches[] = {1100, 2048, 2304, 8192};
+    struct scene *s = scene_new(_i, 8320);
+    uint16_t *out = outputs_new(s), *expected = outputs_new(s);
+    for (int p = 0; p < 1100; p++)
+        cell_set(s, 0, p, p);
+    for (int i = 0; i < SPLIT; i++)
+        row_add(s, 0, 1000 + i);
+    scene_upload(s);
+    attend_in(s, 1, s->cap, expected);
+    for (int i = 0; i < 11; i++)
+        for (int k = 0; k < 4; k++) {
+            attend_in(s, sizes[i], reaches[k], out);
+            expect_rows(s, out, expected, s->n, "a chain", sizes[i]);
+        }
     free(out);
     free(expected);
     scene_free(s);
@@ -638,7 +665,8 @@ int main(void)
     tcase_add_loop_test(c, any_number_of_rows_up_to_64_gives_the_same_bits, 0, N_CASES);
     tcase_add_loop_test(c, cluster_split_and_walk_have_the_same_bits, 0, N_CASES);
     tcase_add_loop_test(c, rows_of_nobody_change_nothing, 0, N_CASES);
-    tcase_add_loop_test(c, a_nan_reaches_only_the_rows_that_see_it, 0, 2);
+    tcase_add_loop_test(c, a_nan_reaches_only_the_rows_that_see_it, 0, 4);
+    tcase_add_loop_test(c, a_chain_has_the_same_bits_at_every_size_and_reach, 0, N_CASES);
     tcase_add_loop_test(c, attention_sees_what_the_kernel_before_it_wrote, 0, N_CASES);
     tcase_add_loop_test(c, it_is_within_its_bound_of_the_reference, 0, N_CASES);
     tcase_add_loop_test(c, it_is_within_its_bound_at_every_block_boundary, 0, 2);
