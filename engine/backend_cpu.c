@@ -376,6 +376,8 @@ static size_t cpu_accept_bytes(const struct backend *be, int slots, int max_node
 static int cpu_accept(struct backend *be, const struct accept *a)
 {
     be->launches++;
+    if (a->began)
+        *a->began = clock_ns();
     accept_ref(a);
     return 0;
 }

@@ -1,20 +1,27 @@
-/* accept: what a row chooses depends on that row, its position and its node's children alone, so a cluster of
- * eight blocks a row (kernels/accept_row.cuh) decides all rows at once, and then a warp a slot walks the tree
- * along the choices. Greedy needs no more than the walk.
+/* accept: what a row chooses depends on that row, its position and its node's children alone, so all rows are
+ * decided at once, and then a block a slot walks the tree along the choices. Greedy needs no more than the
+ * walk.
+ *   coupled    without top-k and top-p a race (kernels/accept_race.cuh) over parts of the row, so many that
+ *              all rows make one wave of the GPU; the walk takes the best of the parts
+ *   the rest   a cluster of eight blocks a row (kernels/accept_row.cuh)
  *
- * launch   rows: grid [8, 1 + max_nodes, slots], clusters of 8, block 512, shared 4 bytes an id of the block,
- *          64 KB more for top-k and top-p; rows that are not there leave at once. Walk: grid slots, block 32
+ * launch   race: grid [parts, 1 + max_nodes, slots], block 256. Rows: grid [8, 1 + max_nodes, slots],
+ *          clusters of 8, block 512, shared 4 bytes an id of the block, 64 KB more for top-k and top-p. Rows
+ *          that are not there leave at once. Walk: grid slots, block
+ *          a warp a row, or a thread, at most 1024, shared 16 bytes a node
  * moves    rows * vocab * 4 bytes, mostly L2, where the output head has just left them, 8 times more a filter
- * roof     latency: 128256 ids are 32 a thread, and each of the few sums over a row is a barrier of the block
- *          and one of the cluster; a filter is 9 of them, rarely 14. Rows run side by side, as many as there
- *          is shared memory for */
+ * roof     walk: two round trips to memory. Race: three, and the noise of the ids that might win, about 150
+ *          instructions each; of a flat row that is all of them. Rows: latency of sums over a row, each a
+ *          barrier of the block and one of the cluster; a filter is 9 of them, rarely 14 */
 #include "kernels/accept.h"
+#include "kernels/accept_race.cuh"
 #include "kernels/accept_row.cuh"
+#include "kernels/clock.cuh"
 #include "kernels/launch.cuh"
-#include <math.h>
 
-/* What a row has decided: the child to go on with, -1: the token ends the text. Coupled leaves the child to
- * the walk. */
+enum { WALKERS = 1024, RACE_BLOCKS = 528 }; /* of a race: four on each of 132 multiprocessors */
+
+/* What a row has decided: the child to go on with, -1: the token ends the text. */
 struct choice {
     int child, token;
 };
@@ -25,72 +32,6 @@ struct view {
     const float *q;
     int n;
 };
-
-/* --- coupled
- * ------------------------------------------------------------------------------------------------------------
- */
-
-struct winner {
-    double score;
-    int id;
-};
-
-static __device__ struct winner better(struct winner a, struct winner b)
-{
-    return a.score > b.score || (a.score == b.score && a.id <= b.id) ? a : b;
-}
-
-static __device__ double gumbel_score(float prob, double u)
-{
-    return log((double)prob) - log(-log(u));
-}
-
-/* This thread's: ids that cannot beat the best so far are left out as in sample_gumbel, first of all by the
- * row's mode. */
-static __device__ struct winner scan_gumbel(const struct job *j, int mode, float prob_mode)
-{
-    struct winner best = {gumbel_score(prob_mode, sample_noise(&j->key, mode)), mode};
-    double odds = exp(-best.score) * (1 + 1e-6);
-    EACH_ID(j, i)
-    {
-        const float prob = j->weight[i - j->base];
-        if (!(prob > 0) || prob * odds < 1.0 - PHILOX_UNIFORM_MAX)
-            continue;
-        const double u = sample_noise(&j->key, i);
-        if (1.0 - u > prob * odds)
-            continue;
-        const struct winner w = better(best, {gumbel_score(prob, u), i});
-        if (w.score > best.score)
-            odds = exp(-w.score) * (1 + 1e-6);
-        best = w;
-    }
-    return best;
-}
-
-static __device__ void choose_coupled(struct job *j, int mode, struct choice *out)
-{
-    __shared__ struct winner part[WARPS];
-    struct winner best = scan_gumbel(j, mode, (float)weight_of(j, mode));
-    double *slot = j->board->slot[j->turn++ & 1];
-    for (int step = 16; step > 0; step /= 2)
-        best = better(best, {__shfl_xor_sync(0xffffffffu, best.score, step),
-                             __shfl_xor_sync(0xffffffffu, best.id, step)});
-    if (threadIdx.x % 32 == 0)
-        part[threadIdx.x / 32] = best;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int i = 1; i < WARPS; i++)
-            best = better(best, part[i]);
-        slot[0] = best.score;
-        slot[1] = best.id;
-    }
-    cooperative_groups::this_cluster().sync();
-    if (blockIdx.x == 0 && threadIdx.x == 0) {
-        for (int b = 1; b < BLOCKS; b++)
-            best = better(best, {*of_block(slot, b), (int)*of_block(slot + 1, b)});
-        *out = {-1, best.id};
-    }
-}
 
 /* --- rejection
  * ----------------------------------------------------------------------------------------------------------
@@ -190,7 +131,7 @@ static __device__ int child_accepted(struct job *j, const struct view *v, int no
 
 static __device__ void choose_rejection(struct job *j, const struct view *v, int node, struct choice *out)
 {
-    double mass = sum_weights(j), whole = 0;
+    double mass = normalise(j), whole = 0;
     int whole_of = -1;
     uint32_t sibling = 0;
     for (int c = node + 1; c < v->n; c++) {
@@ -236,18 +177,83 @@ static __device__ void choose_relaxed(struct job *j, const struct view *v, int n
         *out = {best, st.argmax};
 }
 
-/* --- kernels
+/* --- rows
  * ------------------------------------------------------------------------------------------------------------
  */
 
-static __global__ void __launch_bounds__(THREADS)
-    rows_kernel(struct accept a, struct trees t, struct choice *choices, int segment)
+static __device__ struct sample_key key_of(const struct accept *a, const struct trees *t, int slot, int node)
+{
+    const int depth = node < 0 ? 0 : t->depth[(size_t)slot * (size_t)t->max_nodes + (size_t)node];
+    return {a->sampling.seed, a->seq[slot].request, (uint32_t)(a->seq[slot].n + depth)};
+}
+
+/* Where a row's decision begins in the scratch, `parts` numbers each. */
+static __device__ size_t decision_of(const struct trees *t, int slot, int node, int parts)
+{
+    return ((size_t)slot * (1 + (size_t)t->max_nodes) + 1 + (size_t)node) * (size_t)parts;
+}
+
+/* The step's first block says when it began. */
+static __device__ void begin(const struct accept *a)
+{
+    if (a->began && (blockIdx.x | blockIdx.y | blockIdx.z | threadIdx.x) == 0)
+        *a->began = clock_now();
+}
+
+static __global__ void __launch_bounds__(RACE_THREADS, 4)
+    race_kernel(const __grid_constant__ struct accept a, const __grid_constant__ struct trees t, int share)
+{
+    const int slot = (int)blockIdx.z, node = (int)blockIdx.y - 1, part = (int)blockIdx.x;
+    float x[RACE_BATCH];
+    launch_trigger();
+    launch_wait();
+    begin(&a);
+    const int first_row = a.first_row[slot], n = t.n[slot], row = first_row + 1 + node;
+    struct race r = {};
+    r.key = key_of(&a, &t, slot, node);
+    if (first_row < 0 || node >= n)
+        return;
+    r.row = a.logits + (size_t)row * (size_t)a.vocab;
+    r.from = part * share + (int)threadIdx.x;
+    r.to = min((part + 1) * share, a.vocab);
+    r.step = RACE_THREADS;
+    load_batch<false>(&r, r.from, x);
+    const struct logit_stats st = a.stats[row];
+    if (!isfinite(st.lse)) /* the walk ends here */
+        return;
+    r.max = st.max;
+    r.temperature = a.sampling.temperature;
+    r.min_p = a.sampling.min_p;
+    struct finalist *out = (struct finalist *)a.scratch + decision_of(&t, slot, node, (int)gridDim.x) + part;
+    finish<false>(&r, run<false>(&r, st.argmax, x), out);
+}
+
+/* A block's part of the race among the ids that the filters left. */
+static __device__ void race_kept(struct job *j, int mode, struct finalist *out)
+{
+    struct race r = {};
+    float x[RACE_BATCH];
+    weigh(j);
+    r.kept = j->weight;
+    r.base = j->base;
+    r.from = j->from;
+    r.to = j->to;
+    r.step = 32;
+    r.key = j->key;
+    load_batch<true>(&r, r.from, x);
+    finish<true>(&r, run<true>(&r, mode, x), out);
+}
+
+template <int KIND>
+static __global__ void __launch_bounds__(THREADS, KIND == ACCEPT_REJECTION ? 1 : 2)
+    rows_kernel(const __grid_constant__ struct accept a, const __grid_constant__ struct trees t, int segment)
 {
     extern __shared__ double shared[];
     __shared__ struct board board;
     const int slot = (int)blockIdx.z, node = (int)blockIdx.y - 1;
     launch_trigger();
     launch_wait();
+    begin(&a);
     const int first_row = a.first_row[slot];
     if (first_row < 0 || node >= t.n[slot])
         return;
@@ -256,83 +262,174 @@ static __global__ void __launch_bounds__(THREADS)
     if (!isfinite(st.lse)) /* the walk ends here */
         return;
     const size_t nodes = (size_t)slot * (size_t)t.max_nodes;
-    const int binned = (a.sampling.top_k > 0 && a.sampling.top_k < a.vocab) || a.sampling.top_p < 1.0f;
     const struct view view = {t.token + nodes, t.parent + nodes, t.q_row + nodes, t.q, t.n[slot]};
     struct job job = {};
     job.row = a.logits + (size_t)row * (size_t)a.vocab;
     job.bins = shared;
-    job.weight = (float *)(shared + (binned ? BINS * THREADS : 0));
+    job.weight = (float *)(shared + (is_filtered(&a.sampling, a.vocab) ? BINS * THREADS : 0));
     job.board = &board;
     job.vocab = a.vocab;
     job.base = (int)blockIdx.x * WARPS * segment;
     job.from = warp * segment + (int)threadIdx.x % 32;
     job.to = min((warp + 1) * segment, a.vocab);
     job.sampling = a.sampling;
-    job.key = {a.sampling.seed, a.seq[slot].request,
-               (uint32_t)(a.seq[slot].n + (node < 0 ? 0 : t.depth[nodes + (size_t)node]))};
+    job.key = key_of(&a, &t, slot, node);
     job.max = st.max;
-    struct choice *out = choices + (size_t)slot * (1 + (size_t)t.max_nodes) + 1 + node;
-    if (a.kind == ACCEPT_RELAXED) {
-        choose_relaxed(&job, &view, node, st, out);
-    } else {
-        weigh(&job);
-        if (a.kind == ACCEPT_COUPLED)
-            choose_coupled(&job, st.argmax, out);
-        else
-            choose_rejection(&job, &view, node, out);
-    }
+    if (KIND == ACCEPT_COUPLED)
+        race_kept(&job, st.argmax,
+                  (struct finalist *)a.scratch + decision_of(&t, slot, node, BLOCKS) + blockIdx.x);
+    else if (KIND == ACCEPT_REJECTION)
+        choose_rejection(&job, &view, node, (struct choice *)a.scratch + decision_of(&t, slot, node, 1));
+    else
+        choose_relaxed(&job, &view, node, st, (struct choice *)a.scratch + decision_of(&t, slot, node, 1));
     cooperative_groups::this_cluster().sync(); /* no block leaves while another reads its shared memory */
 }
 
-/* The child of `node` that is `token`, -1: none; by a warp. */
-static __device__ int find_child(const int *tokens, const int *parent, int n, int node, int token)
+/* --- walk
+ * ------------------------------------------------------------------------------------------------------------
+ */
+
+/* What the walk goes by: the rows' modes, the finalists of their parts, or choices. */
+enum decided { BY_MODE, BY_RACE, BY_CHOICE };
+
+/* A slot's rows and nodes in shared memory; row k is that of node k - 1. */
+struct board_of_slot {
+    int *token;               /* [1 + max_nodes] that row k chooses, -1: none, its logits are not finite */
+    int *child;               /* [1 + max_nodes] that is it, NO_CHILD: none */
+    int *node_token, *parent; /* [max_nodes] */
+};
+enum { NO_CHILD = INT_MAX };
+
+/* What the parts of a row's race left. A warp; of a row that had no race it is nothing, and harmless. */
+static __device__ struct lead lead_of_parts(const struct finalist *f, int parts)
 {
-    for (int first = node + 1; first < n; first += 32) {
-        const int c = first + (int)threadIdx.x;
-        const unsigned hit = __ballot_sync(0xffffffffu, c < n && parent[c] == node && tokens[c] == token);
-        if (hit)
-            return first + __ffs((int)hit) - 1;
-    }
-    return -1;
+    struct lead l = no_lead();
+    for (int p = (int)threadIdx.x % 32; p < parts; p += 32)
+        l = merge_leads(l, {f[p].pace, -1, f[p].id});
+    return warp_lead(l);
 }
 
-static __global__ void __launch_bounds__(32)
-    walk_kernel(struct accept a, struct trees t, const struct choice *choices, int greedy)
+/* The winner by score of the parts that are close. A warp. */
+static __device__ int judge_parts(const struct accept *a, const struct sample_key *key, int row,
+                                  const struct finalist *f, int parts, float pace)
 {
-    const int slot = (int)blockIdx.x, lane = (int)threadIdx.x;
+    struct winner best = {-INFINITY, INT_MAX};
+    for (int p = (int)threadIdx.x % 32; p < parts; p += 32)
+        if (f[p].pace >= pace) {
+            const float logit = a->logits[(size_t)row * (size_t)a->vocab + (size_t)f[p].id];
+            const float w = sample_weight(logit, a->stats[row].max, a->sampling.temperature);
+            best = better(best, {score_of(w, sample_noise(key, f[p].id)), f[p].id});
+        }
+    __syncwarp();
+    return warp_better(best).id;
+}
+
+/* A warp a row. */
+static __device__ void read_races(const struct accept *a, const struct trees *t, int slot, int first_row,
+                                  int n, int parts, const struct board_of_slot *b)
+{
+    for (int k = (int)threadIdx.x / 32; k <= n; k += (int)blockDim.x / 32) {
+        const int row = first_row + k;
+        const struct finalist *f = (const struct finalist *)a->scratch + decision_of(t, slot, k - 1, parts);
+        const float lse = a->stats[row].lse;
+        struct lead l = lead_of_parts(f, parts);
+        if (isfinite(lse) && is_close(l)) {
+            const struct sample_key key = key_of(a, t, slot, k - 1);
+            l.id = judge_parts(a, &key, row, f, parts, l.pace * RACE_NEAR);
+        }
+        if (threadIdx.x % 32 == 0) {
+            b->token[k] = isfinite(lse) ? l.id : -1;
+            b->child[k] = NO_CHILD;
+        }
+    }
+}
+
+/* A thread a row. */
+template <enum decided BY>
+static __device__ void read_decisions(const struct accept *a, const struct trees *t, int slot, int first_row,
+                                      int n, const struct board_of_slot *b)
+{
+    for (int k = (int)threadIdx.x; k <= n; k += (int)blockDim.x) {
+        const struct logit_stats *st = &a->stats[first_row + k];
+        struct choice c = {-1, st->argmax};
+        if (BY == BY_CHOICE)
+            c = ((const struct choice *)a->scratch)[decision_of(t, slot, k - 1, 1)];
+        b->token[k] = isfinite(st->lse) ? c.token : -1;
+        b->child[k] = c.child < 0 ? NO_CHILD : c.child;
+    }
+}
+
+/* One thread. */
+static __device__ void follow(const struct accept *a, int *path, int slot, const struct board_of_slot *b)
+{
+    int k = 0, n = 0;
+    while (b->token[k] >= 0 && b->child[k] != NO_CHILD) {
+        path[n++] = b->child[k];
+        k = 1 + b->child[k];
+    }
+    a->accepted[slot] = n;
+    a->bonus[slot] = b->token[k];
+}
+
+template <enum decided BY>
+static __global__ void __launch_bounds__(WALKERS)
+    walk_kernel(const __grid_constant__ struct accept a, const __grid_constant__ struct trees t, int parts)
+{
+    extern __shared__ int ints[];
+    const int slot = (int)blockIdx.x, rows = 1 + t.max_nodes;
+    const struct board_of_slot b = {ints, ints + rows, ints + 2 * rows, ints + 3 * rows};
     const size_t nodes = (size_t)slot * (size_t)t.max_nodes;
     launch_trigger();
     launch_wait();
-    const int first_row = a.first_row[slot];
-    int node = -1, n = 0, bonus = -1;
-    while (first_row >= 0) {
-        const struct logit_stats *st = &a.stats[first_row + 1 + node];
-        if (!isfinite(st->lse))
-            break;
-        struct choice c = {-1, st->argmax};
-        if (!greedy)
-            c = choices[(size_t)slot * (1 + (size_t)t.max_nodes) + 1 + (size_t)node];
-        if (greedy || a.kind == ACCEPT_COUPLED)
-            c.child = find_child(t.token + nodes, t.parent + nodes, t.n[slot], node, c.token);
-        if (c.child < 0) {
-            bonus = c.token;
-            break;
-        }
-        node = c.child;
-        if (lane == 0)
-            a.path[(size_t)slot * (size_t)t.max_depth + (size_t)n] = node;
-        n++;
+    if (BY == BY_MODE)
+        begin(&a);
+    const int first_row = a.first_row[slot], n = t.n[slot];
+    for (int c = (int)threadIdx.x; c < t.max_nodes; c += (int)blockDim.x) {
+        b.node_token[c] = t.token[nodes + (size_t)c];
+        b.parent[c] = t.parent[nodes + (size_t)c];
     }
-    if (lane == 0) {
-        a.accepted[slot] = n;
-        if (first_row >= 0)
-            a.bonus[slot] = bonus;
+    if (first_row < 0) {
+        if (threadIdx.x == 0)
+            a.accepted[slot] = 0;
+        return;
     }
+    if (BY == BY_RACE)
+        read_races(&a, &t, slot, first_row, n, parts, &b);
+    else
+        read_decisions<BY>(&a, &t, slot, first_row, n, &b);
+    __syncthreads();
+    if (BY != BY_CHOICE) {
+        for (int c = (int)threadIdx.x; c < n; c += (int)blockDim.x)
+            if (b.node_token[c] == b.token[1 + b.parent[c]])
+                atomicMin(&b.child[1 + b.parent[c]], c);
+        __syncthreads();
+    }
+    if (threadIdx.x == 0)
+        follow(&a, a.path + (size_t)slot * (size_t)t.max_depth, slot, &b);
+}
+
+/* --- launches
+ * ------------------------------------------------------------------------------------------------------------
+ */
+
+static int at_least(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+/* Blocks of a race a row: one wave of all rows, and no block without a batch a thread. */
+static int parts_of(int rows, int vocab)
+{
+    const int most = (vocab + RACE_THREADS * RACE_BATCH - 1) / (RACE_THREADS * RACE_BATCH);
+    const int fair = at_least(RACE_BLOCKS / rows, BLOCKS);
+    return fair < most ? fair : most;
 }
 
 KERN_API size_t accept_cuda_bytes(int slots, int max_nodes)
 {
-    return (size_t)slots * (1 + (size_t)max_nodes) * sizeof(struct choice);
+    const size_t rows = (size_t)slots * (1 + (size_t)max_nodes), parts = BLOCKS * rows;
+    static_assert(sizeof(struct choice) == sizeof(struct finalist), "they share the scratch");
+    return (parts > RACE_BLOCKS ? parts : RACE_BLOCKS) * sizeof(struct finalist);
 }
 
 /* Ids of a warp: whole rows of 32, so that a warp's loads are whole lines where the row begins with one. */
@@ -341,27 +438,57 @@ static int segment_of(int vocab)
     return (vocab + BLOCKS * WARPS * 32 - 1) / (BLOCKS * WARPS * 32) * 32;
 }
 
-static int launch_rows(const struct accept *a, void *stream)
+template <int KIND> static int launch_rows(const struct accept *a, void *stream)
 {
-    const struct sampling *s = &a->sampling;
-    const int segment = segment_of(a->vocab), weighs = a->kind != ACCEPT_RELAXED,
-              binned = (s->top_k > 0 && s->top_k < a->vocab) || s->top_p < 1.0f;
-    struct launch l = {.grid = dim3(BLOCKS, 1 + (unsigned)a->trees->max_nodes, (unsigned)a->trees->slots),
-                       .block = THREADS,
-                       .shared = (binned ? BINS * THREADS * sizeof(double) : 0) +
-                                 (weighs ? (size_t)WARPS * (size_t)segment * sizeof(float) : 0),
-                       .cluster = BLOCKS,
-                       .stream = stream};
+    const int segment = segment_of(a->vocab), weighs = KIND != ACCEPT_RELAXED;
+    const struct launch l = {
+        .grid = dim3(BLOCKS, 1 + (unsigned)a->trees->max_nodes, (unsigned)a->trees->slots),
+        .block = THREADS,
+        .shared = (is_filtered(&a->sampling, a->vocab) ? BINS * THREADS * sizeof(double) : 0) +
+                  (weighs ? (size_t)WARPS * (size_t)segment * sizeof(float) : 0),
+        .cluster = BLOCKS,
+        .stream = stream};
     if (a->vocab > ACCEPT_CUDA_VOCAB)
         return cudaErrorInvalidValue;
-    return launch_kernel(&l, rows_kernel, *a, *a->trees, (struct choice *)a->scratch, segment);
+    return launch_kernel(&l, rows_kernel<KIND>, *a, *a->trees, segment);
+}
+
+static int launch_race(const struct accept *a, int parts, void *stream)
+{
+    const int share = (a->vocab + parts * RACE_ROUND - 1) / (parts * RACE_ROUND) * RACE_ROUND;
+    const struct launch l = {
+        .grid = dim3((unsigned)parts, 1 + (unsigned)a->trees->max_nodes, (unsigned)a->trees->slots),
+        .block = RACE_THREADS,
+        .stream = stream};
+    return launch_kernel(&l, race_kernel, *a, *a->trees, share);
+}
+
+template <enum decided BY> static int launch_walk(const struct accept *a, int parts, void *stream)
+{
+    const int rows = 1 + a->trees->max_nodes, threads = BY == BY_RACE ? 32 * rows : (rows + 31) / 32 * 32;
+    const struct launch l = {.grid = (unsigned)a->trees->slots,
+                             .block = (unsigned)(threads < WALKERS ? threads : WALKERS),
+                             .shared = 4 * (1 + (size_t)a->trees->max_nodes) * sizeof(int),
+                             .stream = stream};
+    return launch_kernel(&l, walk_kernel<BY>, *a, *a->trees, parts);
+}
+
+static int accept_coupled(const struct accept *a, void *stream)
+{
+    const int filtered = is_filtered(&a->sampling, a->vocab);
+    const int parts =
+        filtered ? BLOCKS : parts_of(a->trees->slots * (1 + a->trees->max_nodes), a->vocab);
+    const int rc = filtered ? launch_rows<ACCEPT_COUPLED>(a, stream) : launch_race(a, parts, stream);
+    return rc ? rc : launch_walk<BY_RACE>(a, parts, stream);
 }
 
 KERN_API int accept_cuda(const struct accept *a, void *stream)
 {
-    const int greedy =
-        a->kind == ACCEPT_GREEDY || (a->kind != ACCEPT_RELAXED && !(a->sampling.temperature > 0));
-    const struct launch l = {.grid = (unsigned)a->trees->slots, .block = 32, .stream = stream};
-    const int rc = greedy ? 0 : launch_rows(a, stream);
-    return rc ? rc : launch_kernel(&l, walk_kernel, *a, *a->trees, (const struct choice *)a->scratch, greedy);
+    if (a->kind == ACCEPT_GREEDY || (a->kind != ACCEPT_RELAXED && !(a->sampling.temperature > 0)))
+        return launch_walk<BY_MODE>(a, 0, stream);
+    if (a->kind == ACCEPT_COUPLED)
+        return accept_coupled(a, stream);
+    const int rc = a->kind == ACCEPT_REJECTION ? launch_rows<ACCEPT_REJECTION>(a, stream)
+                                               : launch_rows<ACCEPT_RELAXED>(a, stream);
+    return rc ? rc : launch_walk<BY_CHOICE>(a, 0, stream);
 }

@@ -65,10 +65,11 @@ struct accept {
     int *accepted;                   /* out [slots] nodes on the accepted path, 0 when not in this pass */
     int *path;                       /* out [slots, max_depth] their indices, root's child first */
     int *bonus;                      /* out [slots]; -1: a row that was needed holds no finite logits; not written when not in this pass */
+    int64_t *began;                  /* out, backend memory: when it began, of the backend's clock; NULL: not asked */
     void *scratch;                   /* backend memory [accept_bytes of the backend] */
 };
 size_t accept_bytes(int vocab);                                     /* of the CPU's scratch */
 KERN_API size_t accept_cuda_bytes(int slots, int max_nodes);        /* of CUDA's */
 void accept_ref(const struct accept *a);                            /* the CPU's path too */
-KERN_API int accept_cuda(const struct accept *a, void *stream);     /* two launches */
+KERN_API int accept_cuda(const struct accept *a, void *stream);     /* one launch for greedy, else two */
 #endif

@@ -3,7 +3,7 @@
  *
  * A warp owns `segment` ids in a row, a lane every 32nd of them, so no weight is touched by two threads. A
  * dropped id has weight 0. Weights are the CPU's bit for bit (sample_exp), sums are double as the CPU's, in
- * another order: a thread ascending, lanes by halving, warps and blocks in order, all fixed by the
+ * another order: a thread ascending, lanes and warps by halving, blocks in order, all fixed by the
  * vocabulary.
  *
  * Top-k and top-p both ask for the shortest prefix of the ids, best first, whose weights reach a target. The
@@ -42,6 +42,12 @@ struct job {
     float max;
 };
 
+/* Top-k or top-p leave ids out: those take sums over the row. */
+static __host__ __device__ inline int is_filtered(const struct sampling *s, int vocab)
+{
+    return (s->top_k > 0 && s->top_k < vocab) || s->top_p < 1.0f;
+}
+
 #define EACH_ID(j, i) for (int i = (j)->from; i < (j)->to; i += 32)
 
 static __device__ int owns(const struct job *j, int id)
@@ -66,14 +72,15 @@ static __device__ double warp_sum(double x)
 static __device__ double cluster_sum(struct job *j, double x)
 {
     double *slot = j->board->slot[j->turn++ & 1];
+    const int lane = (int)threadIdx.x % 32;
     x = warp_sum(x);
-    if (threadIdx.x % 32 == 0)
+    if (lane == 0)
         j->board->part[threadIdx.x / 32] = x;
     __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int i = 1; i < WARPS; i++)
-            x += j->board->part[i];
-        *slot = x;
+    if (threadIdx.x < 32) {
+        x = warp_sum(lane < WARPS ? j->board->part[lane] : 0);
+        if (lane == 0)
+            *slot = x;
     }
     cooperative_groups::this_cluster().sync();
     double sum = 0;
@@ -164,22 +171,36 @@ static __device__ void keep_prefix(struct job *j, int count, double target)
         j->weight[i - j->base] = 0;
 }
 
-/* p of the row, after all sampling transforms, into weight. The largest weight is exp(0) = 1. */
-static __device__ void weigh(struct job *j)
+/* Weights of the row, after all sampling transforms; returns this thread's sum. The largest is exp(0) = 1. */
+static __device__ double weigh(struct job *j)
 {
     const struct sampling *s = &j->sampling;
+    double sum = 0;
     EACH_ID(j, i)
-    j->weight[i - j->base] = sample_weight(j->row[i], j->max, s->temperature);
+    sum += j->weight[i - j->base] = sample_weight(j->row[i], j->max, s->temperature);
     if (s->top_k > 0 && s->top_k < j->vocab)
         keep_prefix(j, 1, s->top_k);
     if (s->top_p < 1.0f)
         keep_prefix(j, 0, (double)s->top_p * sum_weights(j));
-    if (s->min_p > 0.0f)
-        EACH_ID(j, i)
-    if (!(j->weight[i - j->base] >= s->min_p))
-        j->weight[i - j->base] = 0;
-    const double scale = 1 / sum_weights(j);
+    if (!is_filtered(s, j->vocab) && !(s->min_p > 0.0f))
+        return sum;
+    sum = 0;
     EACH_ID(j, i)
-    j->weight[i - j->base] = (float)(j->weight[i - j->base] * scale);
+    {
+        if (!(j->weight[i - j->base] >= s->min_p))
+            j->weight[i - j->base] = 0;
+        sum += j->weight[i - j->base];
+    }
+    return sum;
+}
+
+/* p of the row; returns its sum, 1 up to rounding. */
+static __device__ double normalise(struct job *j)
+{
+    const double scale = 1 / cluster_sum(j, weigh(j));
+    double sum = 0;
+    EACH_ID(j, i)
+    sum += j->weight[i - j->base] = (float)(j->weight[i - j->base] * scale);
+    return cluster_sum(j, sum);
 }
 #endif

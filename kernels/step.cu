@@ -154,30 +154,58 @@ static __device__ void move_cells(const struct commit &c, int unit, int slot, in
     }
 }
 
-static __device__ int token_of(const struct step &s, int slot, int accepted, int i)
-{
-    const int *path = s.accepted_path + (size_t)slot * (size_t)s.trees.max_depth;
-    return i < accepted ? s.trees.token[(size_t)slot * (size_t)s.trees.max_nodes + (size_t)path[i]] : s.bonus[slot];
-}
-
 static __device__ int is_stop(const struct commit &c, int token)
 {
-    for (int i = 0; i < c.n_stop; i++)
-        if (c.stop[i] == token)
-            return 1;
-    return 0;
+    int found = 0;
+    for (int i = 0; i < c.n_stop; i++) /* no way out: the loads need not wait for each other */
+        found |= c.stop[i] == token;
+    return found;
+}
+
+/* A slot as one lane sees it: of its tokens [0, 32) the lane's own, requested before it is known how many
+ * there are. */
+struct ended {
+    struct seq_state q;
+    int first_row, accepted, bonus, proposed;
+    int node, token;
+    float log_p;
+};
+
+static __device__ struct ended read_slot(const struct step &s, int slot, int lane)
+{
+    const size_t deep = (size_t)s.trees.max_depth, first = (size_t)slot * deep;
+    struct ended d;
+    d.q = s.seq[slot];
+    d.first_row = s.first_row[slot];
+    d.accepted = s.accepted[slot];
+    d.bonus = s.bonus[slot];
+    d.proposed = s.trees.n[slot];
+    d.node = lane < s.trees.max_depth ? s.accepted_path[first + (size_t)lane] : 0;
+    d.log_p = lane <= s.trees.max_depth ? s.emitted_log_p[first + (size_t)(slot + lane)] : 0;
+    d.token = d.bonus;
+    if (lane < d.accepted)
+        d.token = s.trees.token[(size_t)slot * (size_t)s.trees.max_nodes + (size_t)d.node];
+    return d;
+}
+
+static __device__ int token_of(const struct step &s, int slot, const struct ended &d, int i)
+{
+    if (i < LANES)
+        return d.token;
+    const int *path = s.accepted_path + (size_t)slot * (size_t)s.trees.max_depth;
+    return i < d.accepted ? s.trees.token[(size_t)slot * (size_t)s.trees.max_nodes + (size_t)path[i]] : d.bonus;
 }
 
 /* Index of the first of the accepted tokens and the bonus that ends the text; accepted + 1: none. A warp. */
-static __device__ int first_stop(const struct commit &c, int slot, int accepted, int lane)
+static __device__ int first_stop(const struct commit &c, int slot, const struct ended &d, int lane)
 {
-    for (int first = 0; first <= accepted; first += LANES) {
+    for (int first = 0; first <= d.accepted; first += LANES) {
         const int i = first + lane;
-        const unsigned stops = __ballot_sync(ALL, i <= accepted && is_stop(c, token_of(c.step, slot, accepted, i)));
+        const unsigned stops = __ballot_sync(ALL, i <= d.accepted && is_stop(c, token_of(c.step, slot, d, i)));
         if (stops)
             return first + __ffs((int)stops) - 1;
     }
-    return accepted + 1;
+    return d.accepted + 1;
 }
 
 static __device__ int deepest(const struct trees &t, int slot, int n, int lane)
@@ -188,90 +216,123 @@ static __device__ int deepest(const struct trees &t, int slot, int n, int lane)
     return __reduce_max_sync(ALL, most);
 }
 
-/* Word `field` of a struct step_node, so that lanes write neighbouring words. */
-static __device__ int node_word(const struct step &s, size_t node, int field)
+/* The array of word `field` of struct step_node. */
+static __device__ const void *words_of(const struct step &s, int field)
 {
     switch (field) {
     case 0:
-        return s.trees.token[node];
+        return s.trees.token;
     case 1:
-        return s.trees.parent[node];
+        return s.trees.parent;
     case 2:
-        return s.trees.depth[node];
+        return s.trees.depth;
     case 3:
-        return s.rank[node];
+        return s.rank;
     case 4:
-        return __float_as_int(s.trees.log_q[node]);
+        return s.trees.log_q;
     case 5:
-        return __float_as_int(s.log_p[node]);
+        return s.log_p;
     case 6:
-        return __float_as_int(s.entropy[node]);
+        return s.entropy;
     default:
-        return __float_as_int(s.gap[node]);
+        return s.gap;
     }
 }
 
+/* A lane writes the same field of every fourth node, so that lanes write neighbouring words. */
 static __device__ void record_nodes(const struct step &s, int slot, int n, struct step_node *to, int lane)
 {
     constexpr int words = sizeof(struct step_node) / sizeof(int);
-    static_assert(words == 8, "node_word knows eight fields");
+    static_assert(words == 8 && LANES % words == 0, "words_of knows eight fields");
     const size_t first = (size_t)slot * (size_t)s.trees.max_nodes;
-    for (int w = lane; w < n * words; w += LANES)
-        ((int *)(to + first))[w] = node_word(s, first + (size_t)(w / words), w % words);
+    const int *from = (const int *)words_of(s, lane % words) + first;
+    int *out = (int *)(to + first) + lane % words;
+#pragma unroll 4
+    for (int k = lane / words; k < n; k += LANES / words)
+        out[k * words] = from[k];
 }
 
 /* How the text ends after so many tokens of this step. */
 static __device__ int end_after(const struct seq_state &q, int emitted, int stop)
 {
-    return emitted == stop + 1                  ? STEP_STOP_TOKEN
+    return emitted == stop + 1              ? STEP_STOP_TOKEN
            : q.n + emitted == q.end         ? STEP_LENGTH
            : q.n + emitted == q.context_end ? STEP_CONTEXT
                                             : STEP_GOES_ON;
 }
 
-/* A warp: text and record of one slot of the step. */
+static __device__ void put_tokens(const struct step &s, int slot, const struct ended &d, int emitted,
+                                  const struct step_entry &e, int lane)
+{
+    const size_t deep = (size_t)s.trees.max_depth, at = (size_t)slot * (1 + deep);
+    for (int i = lane; i < emitted; i += LANES) {
+        const int token = token_of(s, slot, d, i);
+        s.text[(size_t)slot * (size_t)s.cap + (size_t)(d.q.n + i)] = token;
+        e.token[at + (size_t)i] = token;
+        e.log_p[at + (size_t)i] = i < LANES ? d.log_p : s.emitted_log_p[at + (size_t)i];
+    }
+    for (int i = lane; i < d.accepted; i += LANES)
+        e.path[(size_t)slot * deep + (size_t)i] =
+            i < LANES ? d.node : s.accepted_path[(size_t)slot * deep + (size_t)i];
+}
+
+/* A warp: text and record of one slot. */
 static __device__ void commit_slot(const struct commit &c, int slot, const struct step_entry &e, int lane)
 {
     const struct step &s = c.step;
-    const struct seq_state q = s.seq[slot];
-    const int accepted = s.accepted[slot], finite = s.bonus[slot] >= 0, proposed = s.trees.n[slot];
-    const int stop = first_stop(c, slot, accepted, lane), depth = deepest(s.trees, slot, proposed, lane);
-    const int room = min(q.end, q.context_end) - q.n;
-    const int emitted = finite ? min(min(accepted, stop) + 1, room) : 0;
-    const int end = finite ? end_after(q, emitted, stop) : STEP_NOT_FINITE;
-    const size_t deep = (size_t)s.trees.max_depth, at = (size_t)slot * (1 + deep);
-    for (int i = lane; i < emitted; i += LANES) {
-        const int token = token_of(s, slot, accepted, i);
-        s.text[(size_t)slot * (size_t)s.cap + (size_t)(q.n + i)] = token;
-        e.token[at + (size_t)i] = token;
-        e.log_p[at + (size_t)i] = s.emitted_log_p[at + (size_t)i];
+    const struct ended d = read_slot(s, slot, lane);
+    if (d.first_row < 0) {
+        if (lane == 0)
+            e.slot[slot].serial = 0;
+        return;
     }
-    for (int i = lane; i < accepted; i += LANES)
-        e.path[(size_t)slot * deep + (size_t)i] = s.accepted_path[(size_t)slot * deep + (size_t)i];
+    const int stop = first_stop(c, slot, d, lane), depth = deepest(s.trees, slot, d.proposed, lane);
+    const int room = min(d.q.end, d.q.context_end) - d.q.n, finite = d.bonus >= 0;
+    const int emitted = finite ? min(min(d.accepted, stop) + 1, room) : 0;
+    const int end = finite ? end_after(d.q, emitted, stop) : STEP_NOT_FINITE;
+    put_tokens(s, slot, d, emitted, e, lane);
     if (c.with_nodes)
-        record_nodes(s, slot, proposed, e.node, lane);
+        record_nodes(s, slot, d.proposed, e.node, lane);
     __syncwarp(); /* every lane has read seq[slot] */
     if (lane == 0) {
-        const struct step_slot out = {q.serial, q.n, proposed, depth, accepted, emitted, end};
+        const struct step_slot out = {d.q.serial, d.q.n, d.proposed, depth, d.accepted, emitted, end};
         e.slot[slot] = out;
-        s.seq[slot].n = q.n + emitted;
+        s.seq[slot].n = d.q.n + emitted;
         s.seq[slot].live = end == STEP_GOES_ON;
     }
 }
 
-/* The entry's head, after all of the entry. One thread. */
-static __device__ void publish(const struct commit &c, const struct step_entry &e, uint64_t done)
+/* What the entry's head says, but for its end and its number. */
+static __device__ struct step_head read_head(const struct step &s)
 {
-    int64_t *clock = c.step.clock;
-    clock[STEP_END] = clock_now();
+    struct step_head head = {};
+    for (int i = 0; i < STEP_END; i++)
+        head.clock[i] = s.clock[i];
+    head.rows = s.count[0];
+    head.seqs = s.count[1];
+    return head;
+}
+
+/* The entry's head, after all of the entry. One thread. */
+static __device__ void publish(const struct commit &c, const struct step_entry &e, struct step_head head, uint64_t done)
+{
+    head.clock[STEP_END] = clock_now();
     for (int i = 0; i < STEP_CLOCKS; i++)
-        e.head->clock[i] = clock[i];
-    e.head->rows = c.step.count[0];
-    e.head->seqs = c.step.count[1];
+        e.head->clock[i] = head.clock[i];
+    e.head->rows = head.rows;
+    e.head->seqs = head.seqs;
     *c.counter = done + 1;
-    clock[STEP_BEGIN] = 0;
-    __threadfence_system();
+    c.step.clock[STEP_END] = head.clock[STEP_END];
+    c.step.clock[STEP_BEGIN] = 0;
+    __threadfence_system(); /* for the whole block, which has met at a barrier */
     *(volatile uint64_t *)&e.head->sequence = done + 1;
+}
+
+/* done % depth from remainders of 32 bits, as one of 64 is a call; depth below 2^16. */
+static __device__ uint32_t ring_place(uint64_t done, uint32_t depth)
+{
+    const uint32_t low = (uint32_t)done % depth, high = (uint32_t)(done >> 32);
+    return high ? (high % depth * (0xffffffffu % depth + 1) % depth + low) % depth : low;
 }
 
 static __global__ void __launch_bounds__(THREADS) commit_kernel(const __grid_constant__ struct commit c)
@@ -285,17 +346,16 @@ static __global__ void __launch_bounds__(THREADS) commit_kernel(const __grid_con
     }
     if (blockIdx.y > 0)
         return;
+    __shared__ struct step_head head;
     const uint64_t done = *c.counter;
-    const struct step_entry e = step_entry_at(c.ring, &c.step.trees, (size_t)(done % (uint64_t)c.depth));
+    if (threadIdx.x == THREADS - 1)
+        head = read_head(c.step);
+    const struct step_entry e = step_entry_at(c.ring, &c.step.trees, ring_place(done, (uint32_t)c.depth));
     for (int slot = warp; slot < slots; slot += WARPS)
-        if (c.step.first_row[slot] >= 0)
-            commit_slot(c, slot, e, lane);
-        else if (lane == 0)
-            e.slot[slot].serial = 0;
-    __threadfence_system();
+        commit_slot(c, slot, e, lane);
     __syncthreads();
     if (threadIdx.x == 0)
-        publish(c, e, done);
+        publish(c, e, head, done);
 }
 
 static __global__ void stamp_kernel(int64_t *at)

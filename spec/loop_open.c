@@ -257,6 +257,7 @@ static int open_accept(struct spec *s)
                                 .accepted = st->accepted,
                                 .path = st->accepted_path,
                                 .bonus = st->bonus,
+                                .began = &st->clock[STEP_ACCEPT],
                                 .scratch = s->accept_scratch};
     s->stats = (struct node_stats){.trees = &st->trees,
                                    .first_row = st->first_row,

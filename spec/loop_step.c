@@ -67,7 +67,6 @@ static int enqueue_operations(struct spec *s, int rows, int end, unsigned flags)
         TRY_CTX(s->opts.draft->enqueue(s->draft, &s->step), "draft '%s'", s->opts.draft->name);
     TRY(be->ops->step_plan(be, &s->step, rows));
     TRY(forward_step(s, rows, end, flags));
-    TRY(be->ops->stamp(be, &s->step.clock[STEP_ACCEPT]));
     TRY(be->ops->accept(be, &s->accept));
     TRY(be->ops->node_stats(be, &s->stats));
     return be->ops->step_commit(be, &s->commit);

@@ -589,7 +589,7 @@ START_TEST(slots_are_judged_as_if_alone)
                 }
             }
             accept_ref(&(struct accept){kind, top3, seq, &trees, first_row, logits, stats, VOCAB, accepted,
-                                        path, bonus, scratch});
+                                        path, bonus, NULL, scratch});
             ck_assert_int_eq(accepted[1], 0);
             ck_assert_int_eq(bonus[1], -7);
             for (int s = 0; s < SLOTS; s += 2) {

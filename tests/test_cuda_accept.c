@@ -664,6 +664,29 @@ START_TEST(a_row_without_finite_logits_is_told_when_it_is_needed)
 }
 END_TEST
 
+START_TEST(every_rule_says_when_it_began)
+{
+    struct bench b;
+    void *began = NULL;
+    int64_t last = 0;
+    make_case(&b, 100);
+    ok(be.ops->alloc(&be, sizeof last, &began));
+    for (int i = 0; i < N_SETTINGS; i++) {
+        struct accept a = accept_of(&b, &b.device, settings[i].kind, &settings[i].s);
+        int64_t now;
+        a.began = began;
+        ok(be.ops->accept(&be, &a));
+        ok(be.ops->download(&be, &now, began, sizeof now));
+        ok(be.ops->sync(&be));
+        ck_assert_msg(now > last, "setting %d: began at %lld, the one before at %lld", i, (long long)now,
+                      (long long)last);
+        last = now;
+    }
+    be.ops->release(&be, began);
+    close_bench(&b);
+}
+END_TEST
+
 START_TEST(a_recorded_pass_reads_what_stands_in_memory)
 {
     struct bench b;
@@ -713,6 +736,7 @@ int main(void)
     tcase_add_test(c, a_fixed_token_judged_by_the_ratio_is_caught);
     tcase_add_loop_test(c, node_statistics_are_the_references_bit_for_bit, 0, N_VOCABS);
     tcase_add_test(c, a_row_without_finite_logits_is_told_when_it_is_needed);
+    tcase_add_test(c, every_rule_says_when_it_began);
     tcase_add_test(c, a_recorded_pass_reads_what_stands_in_memory);
     suite_add_tcase(s, c);
     SRunner *r = srunner_create(s);
