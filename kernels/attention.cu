@@ -421,11 +421,14 @@ static __global__ void __launch_bounds__(THREADS, 1) attention_walk(const __grid
 
 /* Tiles of as many rows as fit, evened; clusters of enough blocks for a job a team, but all of them at once;
  * an inbox if it fits. `own`: bytes of a block without it. Returns the bytes with it. */
-template <int DIM> static size_t shape_cluster(struct view *a, int rows, size_t own)
+template <int DIM, int TILES> static size_t shape_cluster(struct view *a, int rows, size_t own)
 {
+    /* where a block takes an SM of its own, not every GPC has 16 to spare: two rounds of clusters (H100, 8B,
+     * 8 rows: 18 us against 13) */
+    const int most = DIM > 64 && TILES > 1 ? CLUSTER / 2 : CLUSTER;
     const int tiles = (a->n + rows - 1) / rows;
     a->rows = (a->n + tiles - 1) / tiles;
-    for (a->log_size = 0; 1 << a->log_size < CLUSTER; a->log_size++)
+    for (a->log_size = 0; 1 << a->log_size < most; a->log_size++)
         if ((int)teams<DIM>::N << a->log_size >= a->chunks + a->n ||
             (2 << a->log_size) * a->kv_heads * tiles > ABREAST)
             break;
@@ -439,7 +442,7 @@ template <int DIM, int TILES, bool FP8> static int run_cluster(const struct view
 {
     struct view shaped = *a;
     const size_t shared =
-        shape_cluster<DIM>(&shaped, 16 * TILES / a->group, sizeof(struct block<DIM, TILES, FP8>));
+        shape_cluster<DIM, TILES>(&shaped, 16 * TILES / a->group, sizeof(struct block<DIM, TILES, FP8>));
     const unsigned size = 1u << shaped.log_size;
     const struct launch l = {
         dim3(size, (unsigned)a->kv_heads, (unsigned)((a->n + shaped.rows - 1) / shaped.rows)),
@@ -481,7 +484,9 @@ template <int DIM, int MANY, bool FP8> static int run(const struct view *a, void
         return run_walk<DIM, MANY, FP8>(a, stream);
     if (a->chunks > SHORTS + MIDDLES)
         return few ? run_split<DIM, 1, FP8>(a, stream) : run_split<DIM, MANY, FP8>(a, stream);
-    if (a->n * a->group <= 32 && MANY > 2)
+    /* more than MANY's pairs go by two m tiles again: their results fit the inboxes (8B, 64 rows: 35 us
+     * against 65) */
+    if (MANY > 2 && (a->n * a->group <= 32 || a->n * a->group > 16 * MANY))
         return few ? run_cluster<DIM, 1, FP8>(a, stream) : run_cluster<DIM, 2, FP8>(a, stream);
     return few ? run_cluster<DIM, 1, FP8>(a, stream) : run_cluster<DIM, MANY, FP8>(a, stream);
 }

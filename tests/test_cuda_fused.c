@@ -278,8 +278,9 @@ struct cache {
     enum kv_form form;
     struct matrix rotary, plain;
     void *input;
-    float *square, *cos_sin, *qkv; /* device; qkv of the product alone, host [ROWS, n] */
-    float *table;                  /* host cos_sin */
+    float *square, *squares; /* device [ROWS, steps]; squares: what square is before a product uses it up */
+    float *cos_sin, *qkv;    /* device; qkv of the product alone, host [ROWS, n] */
+    float *table;            /* host cos_sin */
     int *device_slot, *device_cell;
     struct rows rows;
     size_t elements, bytes; /* of k or v */
@@ -287,6 +288,8 @@ struct cache {
 
 static struct gemm product_of(const struct cache *c, const struct matrix *w, float *y, int rows)
 {
+    const size_t bytes = ROWS * (size_t)((c->k + 15) / 16) * sizeof(float);
+    cuda_ok(cudaMemcpy(c->square, c->squares, bytes, cudaMemcpyDeviceToDevice), "copying squares");
     return (struct gemm){.w = w, .x = c->input, .y = y, .rows = rows, .square = c->square, .eps = EPS};
 }
 
@@ -307,6 +310,7 @@ static void cache_init(struct cache *c, int which, enum matrix_form form, enum k
     for (size_t i = 0; i < ROWS * steps; i++)
         square[i] = 4 + 3 * square[i];
     c->square = to_device(square, ROWS * steps * sizeof *square);
+    c->squares = to_device(square, ROWS * steps * sizeof *square);
     free(square);
     c->table = floats(6, angles, 1);
     c->cos_sin = to_device(c->table, angles * sizeof(float));
@@ -326,7 +330,7 @@ static void cache_init(struct cache *c, int which, enum matrix_form form, enum k
 
 static void cache_deinit(struct cache *c)
 {
-    void *const device[] = {c->input, c->square, c->cos_sin, c->device_slot, c->device_cell};
+    void *const device[] = {c->input, c->square, c->squares, c->cos_sin, c->device_slot, c->device_cell};
     matrix_free(&c->rotary);
     matrix_free(&c->plain);
     for (size_t i = 0; i < sizeof device / sizeof *device; i++)
