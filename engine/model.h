@@ -16,11 +16,14 @@ struct model_opts {
 };
 
 struct layer {
+    int kind;                    /* enum layer_kind or'ed */
     float *attn_norm, *ffn_norm; /* [hidden] */
     struct matrix qkv;           /* [(heads + 2 kv_heads) * head_dim, hidden] */
     struct matrix o;             /* [hidden, heads * head_dim] */
-    struct matrix gate_up;       /* [2 ffn, hidden], MATRIX_INTERLEAVE */
+    struct matrix gate_up;       /* [2 ffn, hidden], MATRIX_INTERLEAVE; Llama 4: ffn_dense, or the shared expert's of a MoE layer */
     struct matrix down;          /* [hidden, ffn] */
+    struct matrix router;        /* MoE: [experts, hidden], always BF16 */
+    struct matrix *expert_gate_up, *expert_down; /* MoE: owned [experts], as gate_up and down */
 };
 
 struct model {

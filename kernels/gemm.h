@@ -25,12 +25,14 @@ struct matrix {
     size_t bytes; /* of data and scale */
     unsigned flags; /* CUDA: the enum matrix_flags that say how its outputs are ordered */
     int head_dim;   /* with MATRIX_ROTARY */
+    float input_scale; /* inputs were calibrated as number * input_scale; 0: they were not */
 };
 
 struct matrix_part {
     const void *data; /* row-major [n, k] in dtype, any alignment; SYNTHETIC: a struct synthetic; borrowed for the call */
     enum dtype dtype; /* F32 and F16 are rounded to bf16, to nearest even */
     int n;
+    const float *scale; /* of FP8, f32 [n]: weight = number * scale; kept as they are by a matrix of that form, which all parts then have */
 };
 enum matrix_flags {
     MATRIX_PLAIN = 0,
