@@ -387,7 +387,7 @@ static void rope_case_deinit(struct rope_case *c)
 static void rope_run(struct rope_case *c, void (*f)(const struct rope *), int first, int n, int threads)
 {
     struct rows rows = tree_rows(&c->t, first, n);
-    struct rope a = {.rows = &rows, .kv = c->kv, .heads = c->heads, .threads = threads};
+    struct rope a = {.rows = &rows, .kv = c->kv, .heads = c->heads, .threads = threads, .rotate = 1};
     a.qkv = c->qkv + (size_t)first * c->row;
     a.cos_sin = c->table + (size_t)first * (size_t)c->kv.head_dim;
     f(&a);
