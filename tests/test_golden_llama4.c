@@ -181,13 +181,13 @@ static void plant(struct model *m, enum mistake which)
     }
 }
 
-static void rig_open(struct rig *r, int model, const char *isa, enum mistake mistake)
+static void rig_open_threads(struct rig *r, int model, const char *isa, enum mistake mistake, int threads)
 {
     char path[512];
     *r = (struct rig){.spy = backend_cpu};
     log_set_level(LOG_ERROR);
     snprintf(path, sizeof path, SPECBED_GOLDEN_DIR "/llama4/%s", models[model]);
-    ck_assert_int_eq(backend_open(&r->be, "cpu", &(struct backend_opts){.threads = 1, .isa = isa}), 0);
+    ck_assert_int_eq(backend_open(&r->be, "cpu", &(struct backend_opts){.threads = threads, .isa = isa}), 0);
     ck_assert_msg(model_load(&r->model, &r->be, path, NULL) == 0, "%s", err_text());
     r->want = answers_read(models[model]);
     ck_assert_int_eq(r->want.vocab, r->model.cfg.vocab);
@@ -200,6 +200,11 @@ static void rig_open(struct rig *r, int model, const char *isa, enum mistake mis
     r->spy.moe = spy_moe;
     r->spy.route = spy_route;
     r->be.ops = &r->spy;
+}
+
+static void rig_open(struct rig *r, int model, const char *isa, enum mistake mistake)
+{
+    rig_open_threads(r, model, isa, mistake, 1);
 }
 
 static void rig_close(struct rig *r)
@@ -411,6 +416,7 @@ START_TEST(any_cut_of_a_text_gives_the_same_bits)
     struct rig r;
     rig_open(&r, _i % N_MODELS, cpu_kernels_at(_i / N_MODELS)->name, MISTAKE_NONE);
     fill_one_pass(&r);
+    const size_t allocs = r.be.allocs;
     for (int size = 1; size < r.want.n; size += size < 20 ? 1 : 7) {
         kv_reset(&r.kv, 0);
         for (int at = 0; at < r.want.n; at += size) {
@@ -419,7 +425,22 @@ START_TEST(any_cut_of_a_text_gives_the_same_bits)
             expect_one_pass(&r, at, n);
         }
     }
+    ck_assert_uint_eq(r.be.allocs, allocs);
     rig_close(&r);
+}
+END_TEST
+
+START_TEST(one_and_two_threads_give_the_same_bits)
+{
+    for (int threads = 1; threads <= 2; threads++) {
+        struct rig r;
+        rig_open_threads(&r, _i % N_MODELS, cpu_kernels_at(_i / N_MODELS)->name, MISTAKE_NONE, threads);
+        if (threads == 1)
+            fill_one_pass(&r);
+        run(&r, 0, 0, r.want.n, FORWARD_LOGITS);
+        expect_one_pass(&r, 0, r.want.n);
+        rig_close(&r);
+    }
 }
 END_TEST
 
@@ -480,6 +501,7 @@ int main(void)
     tcase_add_loop_test(agree, rounded_inputs_agree_with_transformers, 0, isas);
     tcase_add_loop_test(agree, a_planted_mistake_exceeds_the_bound, 1, N_MISTAKES);
     tcase_add_loop_test(bits, any_cut_of_a_text_gives_the_same_bits, 0, isas * N_MODELS);
+    tcase_add_loop_test(bits, one_and_two_threads_give_the_same_bits, 0, isas * N_MODELS);
     tcase_add_loop_test(bits, prefill_gives_the_same_bits_as_decoding, 0, isas * N_MODELS);
     tcase_add_loop_test(bits, a_tree_across_a_border_has_the_bits_of_its_chain, 0, isas * N_MODELS);
     suite_add_tcase(s, agree);
