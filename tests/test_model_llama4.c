@@ -62,7 +62,8 @@ static const struct tensor *find(const struct file *f, const char *name)
 static double number(const struct tensor *t, size_t i)
 {
     const unsigned char *at = t->data;
-    ck_assert_uint_lt(i, t->n_dims ? t->bytes : 4);
+    if (i >= t->bytes)
+        ck_abort_msg("%s has no number %zu", t->name, i);
     if (strcmp(t->dtype, "F32") == 0) {
         float v;
         memcpy(&v, at + 4 * i, sizeof v);
@@ -70,7 +71,8 @@ static double number(const struct tensor *t, size_t i)
     }
     if (strcmp(t->dtype, "BF16") == 0)
         return (double)bf16_to_f32((bf16)(at[2 * i] | at[2 * i + 1] << 8));
-    ck_assert_str_eq(t->dtype, "F8_E4M3");
+    if (strcmp(t->dtype, "F8_E4M3") != 0)
+        ck_abort_msg("%s is %s", t->name, t->dtype);
     const int sign = at[i] >> 7, exp = at[i] >> 3 & 15, man = at[i] & 7;
     return (sign ? -1 : 1) * (exp ? ldexp(8 + man, exp - 10) : ldexp(man, -9));
 }
@@ -145,8 +147,9 @@ static void expect_part(const struct matrix *w, int interleaved, int first, int 
         const int to = first + (pairs ? row - r + r / 2 + r % 2 * (pairs / 2) : row);
         for (int col = 0; col < w->k; col++) {
             const double want = row < s->n && col < s->k ? source_number(s, row, col) : 0;
-            ck_assert_msg(held(w, interleaved, to, col) == want, "%s: [%d, %d] is %g, expected %g",
-                          s->t->name, row, col, held(w, interleaved, to, col), want);
+            if (held(w, interleaved, to, col) != want) /* an assertion each would take seconds */
+                ck_abort_msg("%s: [%d, %d] is %g, expected %g", s->t->name, row, col,
+                             held(w, interleaved, to, col), want);
         }
         if (s->scale && row < s->n) {
             const double want = number(s->scale, s->scale->n_dims == 2 ? (size_t)row : 0);
