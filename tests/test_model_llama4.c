@@ -22,7 +22,7 @@ static void setup(void)
     log_set_level(LOG_WARN);
     snprintf(dir, sizeof dir, "/tmp/test_model_llama4_XXXXXX");
     ck_assert_ptr_nonnull(mkdtemp(dir));
-    ck_assert_int_eq(backend_open(&be, "cpu", &(struct backend_opts){.threads = 2, .isa = "auto"}), 0);
+    ck_assert_int_eq(backend_open(&be, "cpu", &(struct backend_opts){.threads = 1, .isa = "auto"}), 0);
 }
 
 static void teardown(void)
