@@ -86,22 +86,27 @@ static int row_of(const struct weight_want *want, int i)
     return head + (r < half ? 2 * r : 2 * (r - half) + 1);
 }
 
-/* Rows [row, row + rows) of a matrix whose columns lie apart in the file, in squares that stay in the cache.
- * A constant size makes each element one move. */
+/* Rows [row, row + rows) of a matrix whose columns lie apart in the file, square by square: a square is read
+ * along the file and written along the copy. A constant size makes each element one move. */
 static inline __attribute__((always_inline)) void gather(const struct weight_want *want, const struct view *v,
                                                          const char *data, size_t size, int row, int rows,
                                                          char *to)
 {
+    char square[BLOCK * BLOCK * 4];
+    size_t from[BLOCK];
     const size_t line = (size_t)(want->k + want->k_pad) * size;
+    for (int i = 0; i < rows; i++)
+        from[i] = (v->start + (size_t)row_of(want, row + i) * v->row_step) * size;
     for (int left = 0; left < want->k; left += BLOCK) {
-        const int right = want->k - left < BLOCK ? want->k : left + BLOCK;
+        const int cols = want->k - left < BLOCK ? want->k - left : BLOCK;
+        for (int col = 0; col < cols; col++) {
+            const char *at = data + (size_t)(left + col) * v->col_step * size;
+            for (int i = 0; i < rows; i++)
+                memcpy(square + ((size_t)i * BLOCK + (size_t)col) * size, at + from[i], size);
+        }
         for (int i = 0; i < rows; i++)
-            for (int col = left; col < right; col++)
-                memcpy(to + (size_t)i * line + (size_t)col * size,
-                       data + (v->start + (size_t)row_of(want, row + i) * v->row_step +
-                               (size_t)col * v->col_step) *
-                                  size,
-                       size);
+            memcpy(to + (size_t)i * line + (size_t)left * size, square + (size_t)i * BLOCK * size,
+                   (size_t)cols * size);
     }
 }
 
