@@ -8,6 +8,7 @@
 #include "kernels/embed.h"
 #include "kernels/gemm.h"
 #include "kernels/logits.h"
+#include "kernels/moe.h"
 #include "kernels/node_stats.h"
 #include "kernels/ngram.h"
 #include "kernels/quantise.h"
@@ -60,6 +61,7 @@ struct backend_ops {
     size_t (*gemm_bytes)(const struct backend *be, int rows, int n, int k); /* for a matrix [n, k] and at most so many rows */
     size_t (*kv_bytes)(const struct backend *be, enum kv_form form); /* of one element of the key/value cache */
     size_t (*attention_bytes)(const struct backend *be, int rows, int heads, int kv_heads, int head_dim, int cap);
+    size_t (*moe_bytes)(const struct backend *be, int rows, int hidden, int ffn, int experts, int top_k); /* scratch of moe */
     size_t (*accept_bytes)(const struct backend *be, int slots, int max_nodes, int vocab); /* scratch of accept */
     int  (*embed)(struct backend *be, const struct embed *a);
     int  (*rmsnorm)(struct backend *be, const struct rmsnorm *a);
@@ -69,7 +71,10 @@ struct backend_ops {
     int  (*qkv)(struct backend *be, const struct qkv *a);
     int  (*quantise)(struct backend *be, const struct quantise *a);
     int  (*rope_table)(struct backend *be, const struct rows *rows, const float *inv_freq, int head_dim, float *cos_sin);
+    int  (*rope_temperature)(struct backend *be, const struct temperature *a);
     int  (*attention)(struct backend *be, const struct attention *a);
+    int  (*route)(struct backend *be, const struct route *a);
+    int  (*moe)(struct backend *be, const struct moe *a);
     int  (*kv_move)(struct backend *be, const struct kv_move *a);
     int  (*logits)(struct backend *be, const struct logits *a);
     /* The operations of a step around its pass; kernels/step.h. */

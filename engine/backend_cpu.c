@@ -248,6 +248,14 @@ static size_t cpu_attention_bytes(const struct backend *be, int rows, int heads,
     return (size_t)be->threads * attention_scratch(heads, kv_heads, head_dim, cap) * sizeof(float);
 }
 
+static size_t cpu_moe_bytes(const struct backend *be, int rows, int hidden, int ffn, int experts, int top_k)
+{
+    (void)be;
+    (void)experts;
+    (void)top_k;
+    return moe_scratch(rows, hidden, ffn);
+}
+
 static const struct cpu_kernels *launch(struct backend *be)
 {
     be->launches++;
@@ -311,6 +319,25 @@ static int cpu_quantise(struct backend *be, const struct quantise *a)
 static int cpu_attention(struct backend *be, const struct attention *a)
 {
     launch(be)->attention(a);
+    return 0;
+}
+
+static int cpu_rope_temperature(struct backend *be, const struct temperature *a)
+{
+    be->launches++;
+    rope_temperature(a);
+    return 0;
+}
+
+static int cpu_route(struct backend *be, const struct route *a)
+{
+    launch(be)->route(a);
+    return 0;
+}
+
+static int cpu_moe(struct backend *be, const struct moe *a)
+{
+    launch(be)->moe(a);
     return 0;
 }
 
@@ -470,6 +497,7 @@ const struct backend_ops backend_cpu = {
     .gemm_bytes = cpu_gemm_bytes,
     .kv_bytes = cpu_kv_bytes,
     .attention_bytes = cpu_attention_bytes,
+    .moe_bytes = cpu_moe_bytes,
     .embed = cpu_embed,
     .rmsnorm = cpu_rmsnorm,
     .gemm = cpu_gemm,
@@ -478,7 +506,10 @@ const struct backend_ops backend_cpu = {
     .residual = cpu_residual,
     .qkv = cpu_qkv,
     .quantise = cpu_quantise,
+    .rope_temperature = cpu_rope_temperature,
     .attention = cpu_attention,
+    .route = cpu_route,
+    .moe = cpu_moe,
     .kv_move = cpu_kv_move,
     .logits = cpu_logits,
     .ngram = cpu_ngram,

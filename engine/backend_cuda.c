@@ -129,8 +129,45 @@ static int cuda_residual(struct backend *be, const struct residual *a)
                          (struct cuda_launch){"residual", a->product.rows, w->n, w->k});
 }
 
+/* What only Llama 4 asks for. */
+static int refuse(const struct backend *be, const char *what)
+{
+    FAIL(ERR_LIMIT, "cuda: %s cannot be computed on %s yet: device cpu computes Llama 4", what, be->device);
+}
+
+static int cuda_rope_temperature(struct backend *be, const struct temperature *a)
+{
+    (void)a;
+    return refuse(be, "the temperature of queries");
+}
+
+static int cuda_route(struct backend *be, const struct route *a)
+{
+    (void)a;
+    return refuse(be, "routing to experts");
+}
+
+static int cuda_moe(struct backend *be, const struct moe *a)
+{
+    (void)a;
+    return refuse(be, "a layer of experts");
+}
+
+static size_t cuda_moe_bytes(const struct backend *be, int rows, int hidden, int ffn, int experts, int top_k)
+{
+    (void)be;
+    (void)rows;
+    (void)hidden;
+    (void)ffn;
+    (void)experts;
+    (void)top_k;
+    return 0;
+}
+
 static int cuda_qkv(struct backend *be, const struct qkv *a)
 {
+    if (!a->rope.rotate || a->rope.qk_norm > 0 || a->rope.temperature)
+        return refuse(be, "a layer without rotation or with a norm of queries and keys");
     if (a->product.bulk)
         return cuda_bulk_qkv(be, a);
     const struct matrix *w = a->product.w;
@@ -148,6 +185,8 @@ static int cuda_quantise(struct backend *be, const struct quantise *a)
 
 static int cuda_attention(struct backend *be, const struct attention *a)
 {
+    if (a->chunk > 0 && a->reach > a->chunk)
+        return refuse(be, "attention past a chunk");
     if (a->bulk)
         return cuda_bulk_attention(be, a);
     return cuda_launched(be, attention_cuda(a, cuda_of(be)->stream),
@@ -268,6 +307,7 @@ const struct backend_ops backend_cuda = {
     .gemm_bytes = cuda_gemm_bytes,
     .kv_bytes = cuda_kv_bytes,
     .attention_bytes = cuda_attention_bytes,
+    .moe_bytes = cuda_moe_bytes,
     .embed = cuda_embed,
     .rmsnorm = cuda_rmsnorm,
     .gemm = cuda_gemm,
@@ -276,7 +316,10 @@ const struct backend_ops backend_cuda = {
     .residual = cuda_residual,
     .qkv = cuda_qkv,
     .quantise = cuda_quantise,
+    .rope_temperature = cuda_rope_temperature,
     .attention = cuda_attention,
+    .route = cuda_route,
+    .moe = cuda_moe,
     .kv_move = cuda_kv_move,
     .logits = cuda_logits,
     .ngram = cuda_ngram,

@@ -78,8 +78,19 @@ static int pack_synthetic(struct backend *be, struct pack *a, int n, int tiles)
     return launched(be, pack_cuda(a, cuda_of(be)->stream), a, n);
 }
 
+static int check_parts(const struct backend *be, const struct matrix_source *from)
+{
+    for (int i = 0; i < from->n_parts; i++)
+        if (from->parts[i].dtype == DTYPE_FP8)
+            FAIL(ERR_LIMIT,
+                 "a matrix of stored FP8 numbers cannot be packed on %s; the cpu backend packs them",
+                 be->device);
+    return 0;
+}
+
 int cuda_matrix(struct backend *be, struct matrix *w, const struct matrix_source *from)
 {
+    TRY(check_parts(be, from));
     const int n = matrix_source_n(from), tiles = (n + TILE - 1) / TILE;
     const size_t bytes = matrix_cuda_bytes(n, from->k, from->form),
                  scales = from->form == MATRIX_FP8 ? (size_t)n * sizeof(float) : 0;

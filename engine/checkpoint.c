@@ -220,33 +220,56 @@ static void shape_text(char *out, size_t cap, const size_t *shape, int n)
         snprintf(out + at, cap - at, "]");
 }
 
-int checkpoint_take(struct checkpoint *c, const char *name, size_t rows, size_t cols,
-                    const struct tensor **out)
+static int is_float(const struct tensor *t)
 {
-    const size_t shape[2] = {rows, cols};
-    const int n_dims = cols ? 2 : 1;
+    return strcmp(t->dtype, "BF16") == 0 || strcmp(t->dtype, "F16") == 0 || strcmp(t->dtype, "F32") == 0;
+}
+
+static int usable(const struct tensor *t, unsigned dtypes)
+{
+    return (dtypes & CHECKPOINT_FLOATS && is_float(t)) ||
+           (dtypes & CHECKPOINT_FP8 && strcmp(t->dtype, "F8_E4M3") == 0);
+}
+
+int checkpoint_take_as(struct checkpoint *c, const char *name, const struct checkpoint_want *want,
+                       const struct tensor **out)
+{
     size_t place = 0;
-    char expected[64], found[200];
+    char expected[96], found[200];
     const struct tensor *t = find(c, name, &place);
-    shape_text(expected, sizeof expected, shape, n_dims);
+    shape_text(expected, sizeof expected, want->shape, want->n_dims);
     if (!t)
         FAIL(ERR_FORMAT, "%s: tensor '%s': expected %s, found no such tensor", c->dir, name, expected);
     shape_text(found, sizeof found, t->shape, t->n_dims);
-    if (t->n_dims != n_dims || memcmp(t->shape, shape, (size_t)n_dims * sizeof *shape) != 0)
+    if (t->n_dims != want->n_dims ||
+        memcmp(t->shape, want->shape, (size_t)want->n_dims * sizeof *want->shape) != 0)
         FAIL(ERR_FORMAT, "%s: tensor '%s': expected %s, found %s %s", c->dir, name, expected, t->dtype,
              found);
-    if (strcmp(t->dtype, "BF16") != 0 && strcmp(t->dtype, "F16") != 0 && strcmp(t->dtype, "F32") != 0)
-        FAIL(ERR_FORMAT, "%s: tensor '%s': expected BF16, F16 or F32 %s, found %s %s", c->dir, name, expected,
+    if (!usable(t, want->dtypes))
+        FAIL(ERR_FORMAT, "%s: tensor '%s': expected %s %s, found %s %s", c->dir, name,
+             want->dtypes & CHECKPOINT_FP8 ? "BF16, F16, F32 or F8_E4M3" : "BF16, F16 or F32", expected,
              t->dtype, found);
     c->seen[place] = 1;
     *out = t;
     return 0;
 }
 
-int checkpoint_has(const struct checkpoint *c, const char *name)
+int checkpoint_take(struct checkpoint *c, const char *name, size_t rows, size_t cols,
+                    const struct tensor **out)
+{
+    const struct checkpoint_want want = {{rows, cols}, cols ? 2 : 1, CHECKPOINT_FLOATS};
+    return checkpoint_take_as(c, name, &want, out);
+}
+
+const struct tensor *checkpoint_peek(const struct checkpoint *c, const char *name)
 {
     size_t place;
-    return find(c, name, &place) != NULL;
+    return find(c, name, &place);
+}
+
+int checkpoint_has(const struct checkpoint *c, const char *name)
+{
+    return checkpoint_peek(c, name) != NULL;
 }
 
 void checkpoint_release(const struct checkpoint *c, const struct tensor *t)
@@ -256,20 +279,34 @@ void checkpoint_release(const struct checkpoint *c, const struct tensor *t)
             safetensors_release(&c->files[i], t);
 }
 
-static int may_stay(const char *name, int tied)
+static int starts_with(const char *name, const char *prefix)
 {
-    static const char suffix[] = "rotary_emb.inv_freq";
-    size_t n = strlen(name), k = sizeof suffix - 1;
-    return (n >= k && strcmp(name + n - k, suffix) == 0) || (tied && strcmp(name, "lm_head.weight") == 0);
+    return strncmp(name, prefix, strlen(prefix)) == 0;
 }
 
-int checkpoint_unused(const struct checkpoint *c, int tied)
+static int ends_with(const char *name, const char *suffix)
+{
+    const size_t n = strlen(name), k = strlen(suffix);
+    return n >= k && strcmp(name + n - k, suffix) == 0;
+}
+
+static int may_stay(const char *name, unsigned spare)
+{
+    if (spare & CHECKPOINT_VISION &&
+        (starts_with(name, "vision_model.") || starts_with(name, "multi_modal_projector.")))
+        return 1;
+    return ends_with(name, "rotary_emb.inv_freq") ||
+           (spare & CHECKPOINT_TIED &&
+            (strcmp(name, "lm_head.weight") == 0 || strcmp(name, "language_model.lm_head.weight") == 0));
+}
+
+int checkpoint_unused(const struct checkpoint *c, unsigned spare)
 {
     size_t place = 0, left = 0;
     const char *first = NULL;
     for (int i = 0; i < c->n_files; i++)
         for (int j = 0; j < c->files[i].n; j++, place++)
-            if (!c->seen[place] && !may_stay(c->files[i].tensors[j].name, tied) && left++ == 0)
+            if (!c->seen[place] && !may_stay(c->files[i].tensors[j].name, spare) && left++ == 0)
                 first = c->files[i].tensors[j].name;
     if (left)
         FAIL(ERR_FORMAT,

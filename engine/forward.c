@@ -1,10 +1,9 @@
-/* forward: a pass is planned on the host (cells, positions, paths), uploaded once, then the layers run back
- * to back. Everything that all layers share (rows, paths, cosines and sines) is made once a pass. Cost of a
- * decode step: one read of the weights; nothing here grows with the context but attention itself. */
+/* forward: a pass is planned on the host (cells, positions, paths) and uploaded once; then the layers run
+ * back to back (forward_layers.c). */
 #include "engine/forward.h"
 #include "engine/err.h"
+#include "engine/forward_parts.h"
 #include <assert.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,26 +11,6 @@ enum { ROWS_MAX = 8192, REACH_MIN = 256, PATH_ROWS = 128 };
 
 /* The arrays of struct rows in one block of ints, [6][max_rows], then the paths. */
 enum { AT_TOKEN, AT_SLOT, AT_POS, AT_CELL, AT_BASE, AT_PATH_OFF, AT_PATH };
-
-struct forward_scratch {
-    int *staging;             /* owned, host: what goes to `device` */
-    int *device;              /* backend memory, read by the kernels through forward.rows */
-    int *next;                /* owned [slots], host: next free cell of each slot while planning */
-    int *keep;                /* owned [max_rows], host: 0, 1, 2, ... for commits of whole blocks */
-    unsigned char *in_place;  /* owned [max_rows], host: the row and its ancestors have cell = position */
-    struct forward_row *rows; /* owned [max_rows], host: a block of prefill */
-    size_t path_ints;         /* room for paths */
-    int bulk;                 /* the pass under way is one, see kernels/types.h */
-    float *x, *qkv, *cos_sin; /* backend [max_rows, hidden], the residual stream, [max_rows, (heads + 2
-                                 kv_heads) head_dim], [max_rows, head_dim] */
-    void *h, *attended, *ffn; /* backend acts [max_rows, hidden], the stream's norm, [max_rows, heads
-                                 head_dim], [max_rows, ffn] */
-    float *square;            /* backend, of the stream's norm, see struct normed */
-    float *row_scale;         /* backend [max_rows], of the act quantised last */
-    float *gemm, *attention;  /* backend, the kernels' own scratch */
-    void *copy_logits, *copy_stats; /* host memory of the backend, what forward.host_* point to; NULL where
-                                       they are aliases */
-};
 
 static int alloc_bytes(struct backend *be, size_t bytes, float **out)
 {
@@ -54,20 +33,57 @@ static int max_int(int a, int b)
     return a > b ? a : b;
 }
 
-/* What the most demanding product of a pass is lent; all layers have the same shapes. */
+static size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* What the most demanding product of a pass is lent. All experts have the same shapes. */
 static size_t gemm_bytes(const struct forward *f)
 {
     const struct backend *be = f->model->be;
-    const struct layer *l = f->model->layers;
-    const struct matrix *const all[] = {&l->qkv, &l->o, &l->gate_up, &l->down};
     const struct matrix *head = &f->model->head;
     size_t most = be->ops->gemm_bytes(be, f->max_logit_rows < BULK_ROWS ? f->max_logit_rows : BULK_ROWS,
                                       head->n, head->k);
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        const size_t bytes = be->ops->gemm_bytes(be, f->max_rows, all[i]->n, all[i]->k);
-        most = bytes > most ? bytes : most;
+    for (int i = 0; i < f->model->cfg.layers; i++) {
+        const struct layer *l = &f->model->layers[i];
+        const struct matrix *const all[] = {
+            &l->qkv, &l->o, &l->gate_up, &l->down, &l->router, l->expert_gate_up, l->expert_down};
+        const size_t n = sizeof all / sizeof *all - (l->kind & LAYER_MOE ? 0 : 3);
+        for (size_t j = 0; j < n; j++)
+            most = max_size(most, be->ops->gemm_bytes(be, f->max_rows, all[j]->n, all[j]->k));
     }
     return most;
+}
+
+static int moe_layers(const struct model *m)
+{
+    int n = 0;
+    for (int i = 0; i < m->cfg.layers; i++)
+        n += (m->layers[i].kind & LAYER_MOE) != 0;
+    return n;
+}
+
+static int alloc_experts(struct forward *f)
+{
+    struct forward_scratch *s = f->scratch;
+    struct backend *be = f->model->be;
+    const struct model_config *c = &f->model->cfg;
+    const size_t rows = (size_t)f->max_rows, chosen = rows * (size_t)c->top_k,
+                 layers = (size_t)moe_layers(f->model);
+    void *experts = NULL;
+    if (layers == 0)
+        return 0;
+    TRY(alloc_floats(be, rows, (size_t)c->experts, &s->router));
+    TRY(alloc_floats(be, chosen, 1, &s->score));
+    TRY(alloc_bytes(be, be->ops->moe_bytes(be, f->max_rows, c->hidden, c->ffn, c->experts, c->top_k),
+                    &s->moe));
+    TRY(be->ops->alloc(be, layers * chosen * sizeof *f->experts, &experts));
+    f->experts = experts;
+    if (!be->host_reads)
+        TRY(be->ops->alloc_host(be, layers * chosen * sizeof *f->experts, &s->copy_experts));
+    f->host_experts = be->host_reads ? f->experts : s->copy_experts;
+    return 0;
 }
 
 static int alloc_activations(struct forward *f)
@@ -83,10 +99,13 @@ static int alloc_activations(struct forward *f)
     TRY(alloc_floats(be, rows, (size_t)c->head_dim, &s->cos_sin));
     TRY(ops->alloc(be, ops->act_bytes(be, f->max_rows, c->hidden), &s->h));
     TRY(ops->alloc(be, ops->act_bytes(be, f->max_rows, q), &s->attended));
-    TRY(ops->alloc(be, ops->act_bytes(be, f->max_rows, c->ffn), &s->ffn));
+    TRY(ops->alloc(be, ops->act_bytes(be, f->max_rows, max_int(c->ffn, c->ffn_dense)), &s->ffn));
     TRY(alloc_floats(be, rows, ((size_t)c->hidden + 15) / 16, &s->square));
     TRY(alloc_floats(be, rows, 1, &s->row_scale));
     TRY(alloc_bytes(be, gemm_bytes(f), &s->gemm));
+    if (c->temperature_scale != 0)
+        TRY(alloc_floats(be, rows, 1, &s->temperature));
+    TRY(alloc_experts(f));
     return alloc_bytes(be,
                        ops->attention_bytes(be, f->max_rows, c->heads, c->kv_heads, c->head_dim, f->kv->cap),
                        &s->attention);
@@ -166,9 +185,10 @@ void forward_deinit(struct forward *f)
     struct forward_scratch *s = f->scratch;
     if (s) {
         struct backend *be = f->model->be;
-        void *const lent[] = {s->device, s->x,         s->h,     s->qkv,         s->attended,
-                              s->ffn,    s->cos_sin,   s->gemm,  s->attention,   f->logits,
-                              s->square, s->row_scale, f->stats, s->copy_logits, s->copy_stats};
+        void *const lent[] = {
+            s->device,    s->x,         s->h,      s->qkv,    s->attended, s->ffn,          s->cos_sin,
+            s->gemm,      s->attention, f->logits, s->square, f->stats,    s->copy_logits,  s->copy_stats,
+            s->row_scale, s->moe,       s->router, s->score,  f->experts,  s->copy_experts, s->temperature};
         be->ops->pass_forget(be, s);
         for (size_t i = 0; i < sizeof lent / sizeof *lent; i++)
             be->ops->release(be, lent[i]);
@@ -259,162 +279,13 @@ static int plan(struct forward *f, const struct forward_row *rows, int n)
     return be->ops->upload(be, s->device, s->staging, ints * sizeof *s->device);
 }
 
-static struct normed normed_of(const struct forward *f, const struct matrix *next)
-{
-    return (struct normed){f->scratch->h, f->scratch->square, next->form == MATRIX_FP8 ? ACT_F16 : ACT_BF16};
-}
-
-static struct rmsnorm norm_for(const struct forward *f, const float *w, const struct matrix *next)
-{
-    return (struct rmsnorm){.x = f->scratch->x,
-                            .w = w,
-                            .y = normed_of(f, next),
-                            .rows = f->rows.n,
-                            .dim = f->model->cfg.hidden,
-                            .threads = f->model->be->threads,
-                            .bulk = f->scratch->bulk,
-                            .eps = f->model->cfg.rms_eps};
-}
-
-static struct gemm product(const struct forward *f, const struct matrix *w, const void *x, void *y)
-{
-    return (struct gemm){.w = w,
-                         .x = x,
-                         .y = y,
-                         .rows = f->rows.n,
-                         .threads = f->model->be->threads,
-                         .scratch = f->scratch->gemm,
-                         .bulk = f->scratch->bulk,
-                         .eps = f->model->cfg.rms_eps};
-}
-
-/* A product of the stream's norm. */
-static struct gemm product_of_norm(const struct forward *f, const struct matrix *w, void *y)
-{
-    struct gemm a = product(f, w, f->scratch->h, y);
-    a.square = f->scratch->square;
-    return a;
-}
-
-/* What a quantised matrix multiplies is rounded first, where the model says so. */
-static int round_input(const struct forward *f, struct gemm *a, void *x)
-{
-    if (a->w->form != MATRIX_FP8 || f->model->opts.activations != MODEL_FP8)
-        return 0;
-    const struct quantise q = {.x = x,
-                               .scale = f->scratch->row_scale,
-                               .rows = a->rows,
-                               .k = a->w->k,
-                               .threads = a->threads,
-                               .form = ACT_F16,
-                               .bulk = a->bulk};
-    a->row_scale = q.scale;
-    return f->model->be->ops->quantise(f->model->be, &q);
-}
-
-/* x += W y, and the norm that `next` multiplies. */
-static int run_residual(const struct forward *f, const struct matrix *w, void *y, const float *gain,
-                        const struct matrix *next)
-{
-    struct residual a = {.product = product(f, w, y, f->scratch->x), .norm = norm_for(f, gain, next)};
-    a.product.accumulate = 1;
-    TRY(round_input(f, &a.product, y));
-    return f->model->be->ops->residual(f->model->be, &a);
-}
-
-/* q, k, v of norm(x), rotated; keys and values go to their cells. */
-static int run_cache(const struct forward *f, int layer)
-{
-    const struct forward_scratch *s = f->scratch;
-    struct qkv a = {.product = product_of_norm(f, &f->model->layers[layer].qkv, s->qkv),
-                    .rope = {.rows = &f->rows,
-                             .qkv = s->qkv,
-                             .cos_sin = s->cos_sin,
-                             .kv = f->kv->layers[layer],
-                             .heads = f->model->cfg.heads,
-                             .threads = f->model->be->threads}};
-    TRY(round_input(f, &a.product, s->h));
-    return f->model->be->ops->qkv(f->model->be, &a);
-}
-
-/* x += o(attention(q)) */
-static int run_attention(const struct forward *f, int layer, int reach)
-{
-    const struct forward_scratch *s = f->scratch;
-    const struct layer *l = &f->model->layers[layer];
-    const struct model_config *c = &f->model->cfg;
-    const struct attention attention = {.rows = &f->rows,
-                                        .qkv = s->qkv,
-                                        .kv = f->kv->layers[layer],
-                                        .y = s->attended,
-                                        .scratch = s->attention,
-                                        .heads = c->heads,
-                                        .threads = f->model->be->threads,
-                                        .reach = reach,
-                                        .bulk = s->bulk,
-                                        .y_form = l->o.form == MATRIX_FP8 ? ACT_F16 : ACT_BF16,
-                                        .scale = 1.0f / sqrtf((float)c->head_dim)};
-    TRY(f->model->be->ops->attention(f->model->be, &attention));
-    return run_residual(f, &l->o, s->attended, l->ffn_norm, &l->gate_up);
-}
-
-/* x += down(swiglu(norm(x))), and the norm that comes after this layer. */
-static int run_ffn(const struct forward *f, int layer)
-{
-    const struct forward_scratch *s = f->scratch;
-    const struct model *m = f->model;
-    const struct layer *l = &m->layers[layer], *after = layer + 1 < m->cfg.layers ? l + 1 : NULL;
-    struct gemm gate_up = product_of_norm(f, &l->gate_up, s->ffn);
-    gate_up.y_form = l->down.form == MATRIX_FP8 ? ACT_F16 : ACT_BF16;
-    TRY(round_input(f, &gate_up, s->h));
-    TRY(m->be->ops->swiglu(m->be, &gate_up));
-    return run_residual(f, &l->down, s->ffn, after ? after->attn_norm : m->norm,
-                        after ? &after->qkv : &m->head);
-}
-
-/* Without logits the last layer is only wanted for its keys and values. */
-static int run_layers(const struct forward *f, int reach, unsigned flags)
-{
-    const struct forward_scratch *s = f->scratch;
-    struct model *m = f->model;
-    const struct embed embed = {.w = &m->embed, .token = f->rows.token, .y = s->x, .rows = f->rows.n};
-    const struct rmsnorm first = norm_for(f, m->layers[0].attn_norm, &m->layers[0].qkv);
-    TRY(m->be->ops->embed(m->be, &embed));
-    TRY(m->be->ops->rmsnorm(m->be, &first));
-    TRY(m->be->ops->rope_table(m->be, &f->rows, m->inv_freq, m->cfg.head_dim, s->cos_sin));
-    for (int i = 0; i < m->cfg.layers; i++) {
-        TRY(run_cache(f, i));
-        if (i == m->cfg.layers - 1 && !(flags & FORWARD_LOGITS))
-            break;
-        TRY(run_attention(f, i, reach));
-        TRY(run_ffn(f, i));
-    }
-    return 0;
-}
-
-static int run_head(const struct forward *f, unsigned flags)
-{
-    struct model *m = f->model;
-    const struct gemm head = product_of_norm(f, &m->head, f->logits);
-    const struct logits stats = {.logits = f->logits,
-                                 .out = f->stats,
-                                 .rows = f->rows.n,
-                                 .vocab = m->cfg.vocab,
-                                 .threads = m->be->threads,
-                                 .with_entropy = (flags & FORWARD_ENTROPY) != 0};
-    TRY(m->be->ops->gemm(m->be, &head));
-    return m->be->ops->logits(m->be, &stats);
-}
-
 int forward_enqueue(struct forward *f, const struct rows *rows, int reach, unsigned flags)
 {
     const struct rows own = f->rows;
     assert(rows->n >= 1 && rows->n <= (flags & FORWARD_LOGITS ? f->max_logit_rows : f->max_rows));
     f->rows = *rows;
     f->scratch->bulk = (flags & FORWARD_BULK) != 0;
-    int rc = run_layers(f, reach, flags);
-    if (!rc && flags & FORWARD_LOGITS)
-        rc = run_head(f, flags);
+    const int rc = forward_layers(f, reach, flags);
     f->rows = own; /* those that forward_run plans */
     return rc;
 }
@@ -435,6 +306,10 @@ static int copy_to_host(const struct forward *f, int n)
     const size_t rows = (size_t)n, vocab = (size_t)f->model->cfg.vocab;
     if (!s->copy_logits)
         return 0;
+    if (s->copy_experts)
+        TRY(be->ops->download(be, s->copy_experts, f->experts,
+                              (size_t)moe_layers(f->model) * rows * (size_t)f->model->cfg.top_k *
+                                  sizeof *f->experts));
     TRY(be->ops->download(be, s->copy_stats, f->stats, rows * sizeof *f->stats));
     return be->ops->download(be, s->copy_logits, f->logits, rows * vocab * sizeof *f->logits);
 }

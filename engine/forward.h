@@ -17,8 +17,11 @@ struct forward {
     struct rows rows;    /* backend memory, filled by forward_run */
     float *logits;       /* backend memory [max_logit_rows, vocab] of the last forward_run with logits */
     struct logit_stats *stats; /* backend memory [max_logit_rows] of the same rows */
+    int *experts;        /* backend memory [moe layers, rows, top_k] of the last pass (kernels/moe.h: best first): layers in rising order,
+                            rows as that pass had; without logits a last layer of experts is not run. NULL: no layer has experts */
     const float *host_logits;             /* the same for the host: an alias where it can read the backend's memory, */
     const struct logit_stats *host_stats; /* a copy that forward_run downloads where it cannot */
+    const int *host_experts;              /* (of passes with logits) */
     struct forward_scratch *scratch; /* owned; see forward.c */
 };
 
@@ -35,7 +38,7 @@ void forward_deinit(struct forward *f); /* a zeroed struct is fine */
 
 /* Run rows[0..n), all layers. Row i of slot s takes the next free cell of s (kv.used grows by one a row); a row with parent
  * -1 has position committed, others position of the parent + 1; chains through committed text need parent -1 only once.
- * FORWARD_LOGITS: logits and stats, host_logits and host_stats, row i at index i, valid until the next call.
+ * FORWARD_LOGITS: logits, stats and experts, and what the host has of them, row i at index i, valid until the next call.
  * ERR_LIMIT, before anything changes, when a slot's cache would overflow, a position passes the model's context, a token
  * is not of its vocabulary, or n is out of range. */
 int  forward_run(struct forward *f, const struct forward_row *rows, int n, unsigned flags);

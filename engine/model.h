@@ -16,11 +16,14 @@ struct model_opts {
 };
 
 struct layer {
+    int kind;                    /* enum layer_kind or'ed */
     float *attn_norm, *ffn_norm; /* [hidden] */
     struct matrix qkv;           /* [(heads + 2 kv_heads) * head_dim, hidden] */
     struct matrix o;             /* [hidden, heads * head_dim] */
-    struct matrix gate_up;       /* [2 ffn, hidden], MATRIX_INTERLEAVE */
+    struct matrix gate_up;       /* [2 ffn, hidden], MATRIX_INTERLEAVE; Llama 4: ffn_dense, or the shared expert's of a MoE layer */
     struct matrix down;          /* [hidden, ffn] */
+    struct matrix router;        /* MoE: [experts, hidden], always BF16 */
+    struct matrix *expert_gate_up, *expert_down; /* MoE: owned [experts], as gate_up and down */
 };
 
 struct model {
@@ -32,11 +35,12 @@ struct model {
     float *norm;              /* [hidden] */
     float *inv_freq;          /* [head_dim / 2] */
     struct layer *layers;     /* owned [cfg.layers] */
-    size_t weight_bytes;      /* what one decoded token reads: every matrix and norm once, the embedding only when tied */
+    size_t weight_bytes;      /* what one decoded token reads: every matrix and norm once, top_k experts a layer, the embedding only when tied */
     uint64_t fingerprint;     /* checkpoint_fingerprint */
 };
 
-/* From a Hugging Face directory. Tensor names: model-formats B.1. Errors: those of config and checkpoint, ERR_MEMORY. */
+/* From a Hugging Face directory. Tensor names: model-formats A.8, B.1, C. Numbers stored in FP8 keep their scales; what they multiply is
+ * rounded only where opts say so, per token, and not by a calibrated input_scale. Errors: those of config and checkpoint, ERR_MEMORY. */
 int  model_load(struct model *m, struct backend *be, const char *dir, const struct model_opts *opts); /* opts NULL: all zero */
 /* From a parsed config and an open checkpoint (tests). */
 int  model_build(struct model *m, struct backend *be, const struct model_config *cfg, struct checkpoint *ckpt,

@@ -1,28 +1,25 @@
 /* model_config: only what the engine computes passes. A key that would change the numbers and is not computed
  * is refused by name, because a model that runs with the wrong formula still writes plausible text. */
-#include "engine/model_config.h"
 #include "engine/err.h"
-#include "engine/json.h"
+#include "engine/model_config_keys.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define ARCHITECTURE "LlamaForCausalLM"
 
-/* Bounds that keep every product of two dimensions inside an int where kernels count in int. */
-enum {
-    VOCAB_MAX = 1 << 24,
-    HIDDEN_MAX = 1 << 20,
-    FFN_MAX = 1 << 24,
-    LAYERS_MAX = 4096,
-    HEADS_MAX = 4096,
-    HEAD_DIM_MAX = 4096,
-    POSITIONS_MAX = 1 << 28,
-    LANES = 16 /* kernels work on sixteen outputs at a time */
-};
+static const struct known {
+    const char *name, *type;
+    int llama4, nested; /* nested: the text model is in text_config */
+} known[] = {{ARCHITECTURE, "llama", 0, 0},
+             {"Llama4ForCausalLM", "llama4_text", 1, 0},
+             {"Llama4ForConditionalGeneration", "llama4", 1, 1}};
+enum { N_KNOWN = sizeof known / sizeof *known };
 
-static int get_dim(const json_t *o, const char *key, const char *what, long hi, const int *fallback, int *out)
+int model_config_dim(const json_t *o, const char *key, const char *what, long hi, const int *fallback,
+                     int *out)
 {
     long value = 0, fall = fallback ? *fallback : 0;
     TRY(json_get_int(o, key, what, 1, hi, fallback ? &fall : NULL, &value));
@@ -30,9 +27,9 @@ static int get_dim(const json_t *o, const char *key, const char *what, long hi, 
     return 0;
 }
 
-/* lo > 0, so that what passes is positive as a float, too, and no power of it leaves the range of one. */
-static int get_range(const json_t *o, const char *key, const char *what, double lo, double hi,
-                     const double *fallback, float *out)
+/* Where lo > 0, what passes is positive as a float, too, and no power of it leaves the range of one. */
+int model_config_range(const json_t *o, const char *key, const char *what, double lo, double hi,
+                       const double *fallback, float *out)
 {
     double value = 0;
     TRY(json_get_double(o, key, what, fallback, &value));
@@ -42,28 +39,37 @@ static int get_range(const json_t *o, const char *key, const char *what, double 
     return 0;
 }
 
-static int check_architecture(struct model_config *c, const json_t *o, const char *what)
+/* By name; where a file has none, by model_type. */
+static int find_architecture(const json_t *o, const char *what, const char *type, const struct known **out)
 {
     const json_t *list = json_object_get(o, "architectures");
-    const char *type = NULL, *name = NULL;
-    TRY(json_get_string(o, "model_type", what, "", &type));
-    if (list && !json_is_null(list)) {
-        name = json_string_value(json_array_get(list, 0));
-        if (!name)
-            FAIL(ERR_FORMAT, "%s: 'architectures': expected an array of strings, found %s", what,
-                 json_is_array(list) ? json_type_name(json_array_get(list, 0)) : json_type_name(list));
-    } else if (strcmp(type, "llama") == 0) {
-        name = ARCHITECTURE;
-    } else {
+    const char *name = json_string_value(json_array_get(list, 0));
+    const int absent = !list || json_is_null(list);
+    if (!absent && !name)
+        FAIL(ERR_FORMAT, "%s: 'architectures': expected an array of strings, found %s", what,
+             json_is_array(list) ? json_type_name(json_array_get(list, 0)) : json_type_name(list));
+    for (int i = 0; i < N_KNOWN; i++)
+        if (absent ? strcmp(type, known[i].type) == 0 : strcmp(name, known[i].name) == 0) {
+            *out = &known[i];
+            return 0;
+        }
+    if (absent)
         FAIL(ERR_FORMAT, "%s: 'architectures': expected [\"" ARCHITECTURE "\"], found %s", what,
              json_type_name(list));
-    }
-    if (strcmp(name, ARCHITECTURE) != 0)
-        FAIL(ERR_LIMIT, "%s: architecture '%.80s' is not computed; this program computes " ARCHITECTURE, what,
-             name);
-    if (*type && strcmp(type, "llama") != 0)
-        FAIL(ERR_LIMIT, "%s: 'model_type' '%.80s' is not computed; this program computes llama", what, type);
-    memcpy(c->architecture, ARCHITECTURE, sizeof ARCHITECTURE);
+    FAIL(ERR_LIMIT, "%s: architecture '%.80s' is not computed; this program computes %s, %s and %s", what,
+         name, known[0].name, known[1].name, known[2].name);
+}
+
+static int check_architecture(struct model_config *c, const json_t *o, const char *what,
+                              const struct known **out)
+{
+    const char *type = NULL;
+    TRY(json_get_string(o, "model_type", what, "", &type));
+    TRY(find_architecture(o, what, type, out));
+    if (*type && strcmp(type, (*out)->type) != 0)
+        FAIL(ERR_LIMIT, "%s: 'model_type' '%.80s' is not computed; this program computes %s for %s", what,
+             type, (*out)->type, (*out)->name);
+    snprintf(c->architecture, sizeof c->architecture, "%s", (*out)->name);
     return 0;
 }
 
@@ -95,31 +101,22 @@ static int check_computed(const json_t *o, const char *what)
                  biases[i]);
     }
     TRY(check_rotary(o, what));
-    const json_t *quant = json_object_get(o, "quantization_config");
-    if (quant && !json_is_null(quant))
-        FAIL(ERR_LIMIT,
-             "%s: 'quantization_config' is not computed; this program reads BF16, F16 and F32 weights", what);
-    return 0;
+    return model_config_quantised(o, what);
 }
 
-static int read_shapes(struct model_config *c, const json_t *o, const char *what)
+/* Llama 4 has a head size of its own; others split the hidden size. */
+static int read_heads(struct model_config *c, const json_t *o, const char *what, const struct known *arch)
 {
-    const int positions = 2048;
-    TRY(get_dim(o, "vocab_size", what, VOCAB_MAX, NULL, &c->vocab));
-    TRY(get_dim(o, "hidden_size", what, HIDDEN_MAX, NULL, &c->hidden));
-    TRY(get_dim(o, "intermediate_size", what, FFN_MAX, NULL, &c->ffn));
-    TRY(get_dim(o, "num_hidden_layers", what, LAYERS_MAX, NULL, &c->layers));
-    TRY(get_dim(o, "num_attention_heads", what, HEADS_MAX, NULL, &c->heads));
-    TRY(get_dim(o, "num_key_value_heads", what, HEADS_MAX, &c->heads, &c->kv_heads));
-    TRY(get_dim(o, "max_position_embeddings", what, POSITIONS_MAX, &positions, &c->max_positions));
-    const int split = c->hidden / c->heads;
+    TRY(model_config_dim(o, "num_attention_heads", what, HEADS_MAX, NULL, &c->heads));
+    TRY(model_config_dim(o, "num_key_value_heads", what, HEADS_MAX, &c->heads, &c->kv_heads));
+    const int usual = arch->llama4 ? 128 : c->hidden / c->heads;
     const json_t *head_dim = json_object_get(o, "head_dim");
-    if ((!head_dim || json_is_null(head_dim)) && c->hidden % c->heads != 0)
+    if (!arch->llama4 && (!head_dim || json_is_null(head_dim)) && c->hidden % c->heads != 0)
         FAIL(ERR_FORMAT,
              "%s: 'num_attention_heads': expected a divisor of 'hidden_size' %d, found %d; "
              "or give 'head_dim'",
              what, c->hidden, c->heads);
-    TRY(get_dim(o, "head_dim", what, HEAD_DIM_MAX, &split, &c->head_dim));
+    TRY(model_config_dim(o, "head_dim", what, HEAD_DIM_MAX, &usual, &c->head_dim));
     if (c->heads % c->kv_heads != 0)
         FAIL(ERR_FORMAT,
              "%s: 'num_key_value_heads': expected a divisor of 'num_attention_heads' %d, found %d", what,
@@ -127,6 +124,20 @@ static int read_shapes(struct model_config *c, const json_t *o, const char *what
     if (c->head_dim % LANES != 0)
         FAIL(ERR_LIMIT, "%s: a head size of %d is not computed; this program computes multiples of %d", what,
              c->head_dim, LANES);
+    return 0;
+}
+
+static int read_shapes(struct model_config *c, const json_t *o, const char *what, const struct known *arch)
+{
+    const int positions = arch->llama4 ? 131072 : 2048;
+    TRY(model_config_dim(o, "vocab_size", what, VOCAB_MAX, NULL, &c->vocab));
+    TRY(model_config_dim(o, "hidden_size", what, HIDDEN_MAX, NULL, &c->hidden));
+    TRY(model_config_dim(o, "num_hidden_layers", what, MODEL_LAYERS_MAX, NULL, &c->layers));
+    TRY(model_config_dim(o, "max_position_embeddings", what, POSITIONS_MAX, &positions, &c->max_positions));
+    TRY(read_heads(c, o, what, arch));
+    if (arch->llama4)
+        return model_config_llama4(c, o, what);
+    TRY(model_config_dim(o, "intermediate_size", what, FFN_MAX, NULL, &c->ffn));
     if (c->ffn % LANES != 0)
         FAIL(ERR_LIMIT, "%s: 'intermediate_size' %d is not computed; this program computes multiples of %d",
              what, c->ffn, LANES);
@@ -151,10 +162,11 @@ static int find_rope(const json_t *o, const char *what, const json_t **out)
 
 static int read_llama3(struct model_config *c, const json_t *rope, const char *what)
 {
-    TRY(get_range(rope, "factor", what, 1e-3, 1e6, NULL, &c->rope_factor));
-    TRY(get_range(rope, "low_freq_factor", what, 1e-3, 1e6, NULL, &c->rope_low));
-    TRY(get_range(rope, "high_freq_factor", what, 1e-3, 1e6, NULL, &c->rope_high));
-    TRY(get_range(rope, "original_max_position_embeddings", what, 1, POSITIONS_MAX, NULL, &c->rope_original));
+    TRY(model_config_range(rope, "factor", what, 1e-3, 1e6, NULL, &c->rope_factor));
+    TRY(model_config_range(rope, "low_freq_factor", what, 1e-3, 1e6, NULL, &c->rope_low));
+    TRY(model_config_range(rope, "high_freq_factor", what, 1e-3, 1e6, NULL, &c->rope_high));
+    TRY(model_config_range(rope, "original_max_position_embeddings", what, 1, POSITIONS_MAX, NULL,
+                           &c->rope_original));
     if (c->rope_low > c->rope_high)
         FAIL(ERR_FORMAT, "%s: 'low_freq_factor': expected at most 'high_freq_factor' %g, found %g", what,
              (double)c->rope_high, (double)c->rope_low);
@@ -166,12 +178,12 @@ static int read_rope(struct model_config *c, const json_t *o, const char *what)
 {
     const json_t *rope = NULL;
     const char *type = NULL;
-    double theta = 10000;
+    double theta = c->llama4 ? 500000 : 10000;
     TRY(json_get_double(o, "rope_theta", what, &theta, &theta));
     TRY(find_rope(o, what, &rope));
     if (!rope)
-        return get_range(o, "rope_theta", what, 1, 1e12, &theta, &c->rope_theta);
-    TRY(get_range(rope, "rope_theta", what, 1, 1e12, &theta, &c->rope_theta));
+        return model_config_range(o, "rope_theta", what, 1, 1e12, &theta, &c->rope_theta);
+    TRY(model_config_range(rope, "rope_theta", what, 1, 1e12, &theta, &c->rope_theta));
     TRY(check_rotary(rope, what));
     TRY(json_get_string(rope, "type", what, "default", &type));
     TRY(json_get_string(rope, "rope_type", what, type, &type));
@@ -183,18 +195,49 @@ static int read_rope(struct model_config *c, const json_t *o, const char *what)
     return read_llama3(c, rope, what);
 }
 
+/* The object that describes the text model: the file itself, or its text_config. */
+static int find_text(const json_t *o, const char *what, const struct known *arch, const json_t **out)
+{
+    *out = arch->nested ? json_object_get(o, "text_config") : o;
+    if (!json_is_object(*out))
+        FAIL(ERR_FORMAT, "%s: 'text_config': expected an object, found %s", what, json_type_name(*out));
+    return 0;
+}
+
 static int read_config(struct model_config *c, const json_t *o, const char *what)
 {
-    const int untied = 0;
-    const double eps = 1e-6;
+    const struct known *arch = NULL;
+    const json_t *text = NULL;
+    int tied = 0;
     if (!json_is_object(o))
         FAIL(ERR_FORMAT, "%s: expected an object, found %s", what, json_type_name(o));
-    TRY(check_architecture(c, o, what));
-    TRY(check_computed(o, what));
-    TRY(read_shapes(c, o, what));
-    TRY(get_range(o, "rms_norm_eps", what, 1e-12, 1, &eps, &c->rms_eps));
-    TRY(json_get_bool(o, "tie_word_embeddings", what, &untied, &c->tied));
-    return read_rope(c, o, what);
+    TRY(check_architecture(c, o, what, &arch));
+    TRY(find_text(o, what, arch, &text));
+    TRY(check_computed(text, what));
+    TRY(model_config_quantised(o, what));
+    TRY(read_shapes(c, text, what, arch));
+    const double eps = arch->llama4 ? 1e-5 : 1e-6;
+    TRY(model_config_range(text, "rms_norm_eps", what, 1e-12, 1, &eps, &c->rms_eps));
+    TRY(json_get_bool(o, "tie_word_embeddings", what, &tied, &tied));
+    TRY(json_get_bool(text, "tie_word_embeddings", what, &tied, &c->tied));
+    return read_rope(c, text, what);
+}
+
+/* ModelOpt describes its rounding in a file of its own, older versions nowhere else. */
+static int check_modelopt(const char *dir)
+{
+    int rc = 0;
+    char *path = NULL;
+    json_t *o = NULL;
+    if (asprintf(&path, "%s/hf_quant_config.json", dir) < 0)
+        FAIL(ERR_MEMORY, "%s: out of memory for a path", dir);
+    if (access(path, F_OK) == 0)
+        rc = json_read_file(path, &o);
+    if (rc == 0 && o)
+        rc = model_config_modelopt(o, path);
+    json_decref(o);
+    free(path);
+    return rc;
 }
 
 int model_config_read(struct model_config *c, const char *dir)
@@ -212,6 +255,8 @@ int model_config_read(struct model_config *c, const char *dir)
     if (rc)
         goto out;
     rc = read_config(&new, o, path);
+    if (rc == 0)
+        rc = check_modelopt(dir);
     if (rc)
         goto out;
     *c = new;
@@ -296,12 +341,23 @@ void model_config_inv_freq(const struct model_config *c, float *inv_freq)
     }
 }
 
+/* Of one layer's MLPs: a dense one, or the router, the routed experts and the shared one. */
+static unsigned long mlp_params(const struct model_config *c, int kind)
+{
+    const unsigned long hidden = (unsigned long)c->hidden, experts = (unsigned long)c->experts;
+    const unsigned long ffn = (unsigned long)(c->ffn - c->ffn_pad);
+    if (kind & LAYER_MOE)
+        return experts * hidden + (experts + 1) * 3 * hidden * ffn;
+    return 3 * hidden * (c->llama4 ? (unsigned long)(c->ffn_dense - c->ffn_dense_pad) : ffn);
+}
+
 unsigned long model_config_params(const struct model_config *c)
 {
     unsigned long hidden = (unsigned long)c->hidden, head_dim = (unsigned long)c->head_dim;
     unsigned long heads = (unsigned long)c->heads, kv_heads = (unsigned long)c->kv_heads;
     unsigned long attention = (2 * heads + 2 * kv_heads) * head_dim * hidden;
-    unsigned long layer = attention + 3 * hidden * (unsigned long)c->ffn + 2 * hidden;
-    unsigned long embeddings = (unsigned long)c->vocab * hidden * (c->tied ? 1 : 2);
-    return (unsigned long)c->layers * layer + embeddings + hidden;
+    unsigned long sum = (unsigned long)c->vocab * hidden * (c->tied ? 1 : 2) + hidden;
+    for (int i = 0; i < c->layers; i++)
+        sum += attention + 2 * hidden + mlp_params(c, c->kind[i]);
+    return sum;
 }

@@ -1,26 +1,149 @@
-/* weights: a checkpoint's tensors are lent as they lie in the file; random ones are lent as a formula
- * (kernels/synthetic.h), so that no copy of them is ever made. */
+/* weights: a checkpoint's tensors are lent as they lie in the file where a packer can read them so, else
+ * copied once into the order that it reads; random ones are lent as a formula (kernels/synthetic.h), so that
+ * no copy of them is ever made. */
 #include "engine/weights.h"
 #include "engine/err.h"
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { FULL_NAME_MAX = WEIGHT_NAME_MAX + 64, BLOCK = 64 };
+
+/* Element (row, col) of a matrix is number start + row * row_step + col * col_step of its tensor. */
+struct view {
+    size_t start, row_step, col_step;
+};
 
 static enum dtype dtype_of(const struct tensor *t)
 {
     if (strcmp(t->dtype, "F32") == 0)
         return DTYPE_F32;
+    if (strcmp(t->dtype, "F8_E4M3") == 0)
+        return DTYPE_FP8;
     return strcmp(t->dtype, "F16") == 0 ? DTYPE_F16 : DTYPE_BF16;
 }
 
-int weights_matrix(struct weights *from, const char *name, int n, int k, struct weight *out)
+void weights_init(struct weights *from, struct checkpoint *ckpt, uint64_t seed, int threads)
 {
-    *out = (struct weight){0};
-    if (!from->ckpt) {
-        out->random = (struct synthetic){from->seed, from->next++, 1.0f / sqrtf((float)k)};
-        out->part = (struct matrix_part){.data = &out->random, .dtype = DTYPE_SYNTHETIC, .n = n};
-        return 0;
+    static const char nested[] = "language_model.";
+    *from = (struct weights){.ckpt = ckpt, .prefix = "", .seed = seed, .threads = threads};
+    if (ckpt && checkpoint_has(ckpt, "language_model.model.embed_tokens.weight"))
+        from->prefix = nested;
+}
+
+void weights_deinit(struct weights *from)
+{
+    for (int i = 0; i < WEIGHTS_SPARE; i++)
+        free(from->spare[i]);
+    *from = (struct weights){0};
+}
+
+/* Experts come by the thousand and are all of a size: pages that are mapped once serve all of them. */
+static void *buffer_take(struct weights *from, size_t bytes, size_t *got)
+{
+    for (int i = 0; i < WEIGHTS_SPARE; i++)
+        if (from->spare[i] && from->spare_bytes[i] >= bytes) {
+            void *p = from->spare[i];
+            *got = from->spare_bytes[i];
+            from->spare[i] = NULL;
+            return p;
+        }
+    *got = bytes;
+    return malloc(bytes);
+}
+
+static void buffer_give(struct weights *from, void *p, size_t bytes)
+{
+    for (int i = 0; p && i < WEIGHTS_SPARE; i++)
+        if (!from->spare[i] || from->spare_bytes[i] < bytes) {
+            void *smaller = from->spare[i];
+            from->spare[i] = p;
+            from->spare_bytes[i] = bytes;
+            p = smaller;
+            break;
+        }
+    free(p);
+}
+
+static void full_name(const struct weights *from, char out[FULL_NAME_MAX], const char *name, const char *rest)
+{
+    snprintf(out, FULL_NAME_MAX, "%s%s%s", from->prefix, name, rest);
+}
+
+int weights_has(const struct weights *from, const char *name)
+{
+    char full[FULL_NAME_MAX];
+    full_name(from, full, name, "");
+    return checkpoint_has(from->ckpt, full);
+}
+
+/* The file's row that becomes row i. */
+static int row_of(const struct weight_want *want, int i)
+{
+    if (!want->pairs)
+        return i;
+    const int head = i / want->pairs * want->pairs, r = i % want->pairs, half = want->pairs / 2;
+    return head + (r < half ? 2 * r : 2 * (r - half) + 1);
+}
+
+/* Rows [row, row + rows) of a matrix whose columns lie apart in the file, square by square: a square is read
+ * along the file and written along the copy. A constant size makes each element one move. */
+static inline __attribute__((always_inline)) void gather(const struct weight_want *want, const struct view *v,
+                                                         const char *data, size_t size, int row, int rows,
+                                                         char *to)
+{
+    char square[BLOCK * BLOCK * 4];
+    size_t from[BLOCK];
+    const size_t line = (size_t)(want->k + want->k_pad) * size;
+    for (int i = 0; i < rows; i++)
+        from[i] = (v->start + (size_t)row_of(want, row + i) * v->row_step) * size;
+    for (int left = 0; left < want->k; left += BLOCK) {
+        const int cols = want->k - left < BLOCK ? want->k - left : BLOCK;
+        for (int col = 0; col < cols; col++) {
+            const char *at = data + (size_t)(left + col) * v->col_step * size;
+            for (int i = 0; i < rows; i++)
+                memcpy(square + ((size_t)i * BLOCK + (size_t)col) * size, at + from[i], size);
+        }
+        for (int i = 0; i < rows; i++)
+            memcpy(to + (size_t)i * line + (size_t)left * size, square + (size_t)i * BLOCK * size,
+                   (size_t)cols * size);
     }
-    TRY(checkpoint_take(from->ckpt, name, (size_t)n, (size_t)k, &out->tensor));
-    out->part = (struct matrix_part){.data = out->tensor->data, .dtype = dtype_of(out->tensor), .n = n};
+}
+
+static void copy_rows(const struct weight_want *want, const struct view *v, const char *data, size_t size,
+                      int row, int rows, char *to)
+{
+    const size_t line = (size_t)(want->k + want->k_pad) * size;
+    if (want->k_pad)
+        memset(to, 0, (size_t)rows * line);
+    for (int i = 0; v->col_step == 1 && i < rows; i++)
+        memcpy(to + (size_t)i * line, data + (v->start + (size_t)row_of(want, row + i) * v->row_step) * size,
+               (size_t)want->k * size);
+    if (v->col_step == 1)
+        return;
+    if (size == 1)
+        gather(want, v, data, 1, row, rows, to);
+    else if (size == 2)
+        gather(want, v, data, 2, row, rows, to);
+    else
+        gather(want, v, data, 4, row, rows, to);
+}
+
+/* The numbers as a packer reads them: row-major, without gaps, zeros appended. */
+static int arrange(struct weights *from, const struct weight_want *want, const struct view *v,
+                   struct weight *w)
+{
+    const size_t size = dtype_size(dtype_of(w->tensor)), line = (size_t)(want->k + want->k_pad) * size;
+    const char *data = w->tensor->data;
+    char *to = buffer_take(from, (size_t)(want->n + want->n_pad) * line, &w->copy_bytes);
+    if (!to)
+        FAIL(ERR_MEMORY, "tensor '%s': out of memory for %zu bytes of it", w->tensor->name, w->copy_bytes);
+    w->copy = to;
+#pragma omp parallel for num_threads(from->threads) schedule(static) if (from->threads > 1)
+    for (int row = 0; row < want->n; row += BLOCK)
+        copy_rows(want, v, data, size, row, want->n - row < BLOCK ? want->n - row : BLOCK,
+                  to + (size_t)row * line);
+    memset(to + (size_t)want->n * line, 0, (size_t)want->n_pad * line);
     return 0;
 }
 
@@ -39,9 +162,126 @@ static float element(const struct tensor *t, size_t i)
     return type == DTYPE_F16 ? f16_to_f32(half) : bf16_to_f32(half);
 }
 
+/* Scales as people write them: one number, or, where rows is not 0, one a row. *n is how many. */
+static int take_scales(struct weights *from, const char *name, int rows, const struct tensor **t, int *n)
+{
+    const struct tensor *found = checkpoint_peek(from->ckpt, name);
+    struct checkpoint_want want = {{(size_t)rows, 1}, rows ? 2 : 0, CHECKPOINT_FLOATS};
+    if (found && found->n_dims == 1)
+        want =
+            (struct checkpoint_want){{rows && found->shape[0] != 1 ? (size_t)rows : 1}, 1, CHECKPOINT_FLOATS};
+    else if (found && found->n_dims == 0)
+        want.n_dims = 0;
+    TRY(checkpoint_take_as(from->ckpt, name, &want, t));
+    *n = want.n_dims == 0 ? 1 : (int)want.shape[0];
+    for (int i = 0; i < *n; i++)
+        if (!(element(*t, (size_t)i) >= 0 && isfinite(element(*t, (size_t)i))))
+            FAIL(ERR_FORMAT, "%s: tensor '%s': expected scales from 0 on, found %g at %d", from->ckpt->dir,
+                 name, (double)element(*t, (size_t)i), i);
+    return 0;
+}
+
+/* Of FP8 numbers: a scale for each row of the part, those of appended rows 1. `joint` is what stands between
+ * a tensor's name and that of its scale. */
+static int read_scales(struct weights *from, const struct weight_want *want, const char *base, char joint,
+                       struct weight *w)
+{
+    const struct tensor *t = NULL;
+    char name[FULL_NAME_MAX], rest[16];
+    const int rows = want->n + want->n_pad;
+    int n = 0;
+    snprintf(rest, sizeof rest, "%cweight_scale", joint);
+    full_name(from, name, base, rest);
+    TRY_CTX(take_scales(from, name, joint == '.' ? want->n : 0, &t, &n), "the scale of F8_E4M3 '%s'",
+            w->tensor->name);
+    w->scale = malloc((size_t)rows * sizeof *w->scale);
+    if (!w->scale)
+        FAIL(ERR_MEMORY, "tensor '%s': out of memory for its scales", name);
+    for (int i = 0; i < rows; i++)
+        w->scale[i] = i >= want->n ? 1.0f : element(t, n == 1 ? 0 : (size_t)row_of(want, i));
+    snprintf(rest, sizeof rest, "%cinput_scale", joint);
+    full_name(from, name, base, rest);
+    if (checkpoint_has(from->ckpt, name)) {
+        TRY(take_scales(from, name, 0, &t, &n));
+        w->input_scale = element(t, 0);
+    }
+    return 0;
+}
+
+/* w->tensor is taken. */
+static int lend(struct weights *from, const struct weight_want *want, const struct view *v, const char *base,
+                char joint, struct weight *w)
+{
+    const enum dtype type = dtype_of(w->tensor);
+    const void *numbers = (const char *)w->tensor->data + v->start * dtype_size(type);
+    if (v->col_step != 1 || v->row_step != (size_t)want->k || want->n_pad || want->k_pad || want->pairs) {
+        TRY(arrange(from, want, v, w));
+        numbers = w->copy;
+    }
+    w->part = (struct matrix_part){.data = numbers, .dtype = type, .n = want->n + want->n_pad};
+    if (type != DTYPE_FP8)
+        return 0;
+    TRY(read_scales(from, want, base, joint, w));
+    w->rounded = (struct scaled){numbers, w->scale};
+    w->part.data = &w->rounded;
+    return 0;
+}
+
+static void lend_random(struct weights *from, const struct weight_want *want, struct weight *out)
+{
+    const float scale = 1.0f / sqrtf((float)(want->k + want->k_pad));
+    out->random = (struct synthetic){from->seed, from->next++, scale};
+    out->part =
+        (struct matrix_part){.data = &out->random, .dtype = DTYPE_SYNTHETIC, .n = want->n + want->n_pad};
+}
+
+static unsigned dtypes_of(const struct weight_want *want)
+{
+    return CHECKPOINT_FLOATS | (want->rounded ? CHECKPOINT_FP8 : 0u);
+}
+
+int weights_matrix(struct weights *from, const struct weight_want *want, struct weight *out)
+{
+    char name[FULL_NAME_MAX];
+    const struct checkpoint_want shape = {{(size_t)want->n, (size_t)want->k}, 2, dtypes_of(want)};
+    const struct view v = {0, (size_t)want->k, 1};
+    *out = (struct weight){0};
+    if (!from->ckpt) {
+        lend_random(from, want, out);
+        return 0;
+    }
+    full_name(from, name, want->name, ".weight");
+    TRY(checkpoint_take_as(from->ckpt, name, &shape, &out->tensor));
+    return lend(from, want, &v, want->name, '.', out);
+}
+
+int weights_expert(struct weights *from, const struct weight_want *want, const struct weight_fused *fused,
+                   struct weight *out)
+{
+    char name[FULL_NAME_MAX], single[FULL_NAME_MAX];
+    const size_t n = (size_t)fused->n, k = (size_t)want->k;
+    const struct checkpoint_want shape = {{(size_t)fused->count, k, n}, 3, dtypes_of(want)};
+    const struct view v = {(size_t)fused->index * k * n + (size_t)fused->first, 1, n};
+    if (!from->ckpt)
+        return weights_matrix(from, want, out);
+    *out = (struct weight){0};
+    full_name(from, name, fused->name, "");
+    full_name(from, single, want->name, ".weight");
+    if (!checkpoint_has(from->ckpt, name)) {
+        if (fused->index == 0 && !checkpoint_has(from->ckpt, single))
+            FAIL(ERR_FORMAT,
+                 "%s: tensor '%s': expected [%d, %d, %d], or one for each expert from '%s' on, found neither",
+                 from->ckpt->dir, name, fused->count, want->k, fused->n, single);
+        return weights_matrix(from, want, out);
+    }
+    TRY(checkpoint_take_as(from->ckpt, name, &shape, &out->tensor));
+    return lend(from, want, &v, fused->name, '_', out);
+}
+
 int weights_vector(struct weights *from, const char *name, int n, float *out)
 {
     const struct tensor *t = NULL;
+    char full[FULL_NAME_MAX];
     if (!from->ckpt) {
         const uint32_t tensor = from->next++;
         for (int i = 0; i < n; i++) {
@@ -50,16 +290,30 @@ int weights_vector(struct weights *from, const char *name, int n, float *out)
         }
         return 0;
     }
-    TRY(checkpoint_take(from->ckpt, name, (size_t)n, 0, &t));
+    full_name(from, full, name, "");
+    TRY(checkpoint_take(from->ckpt, full, (size_t)n, 0, &t));
     for (int i = 0; i < n; i++)
         out[i] = element(t, (size_t)i);
     checkpoint_release(from->ckpt, t);
     return 0;
 }
 
-void weights_drop(const struct weights *from, struct weight *w)
+int weights_scalar(struct weights *from, const char *name, float *out)
+{
+    const struct tensor *t = NULL;
+    char full[FULL_NAME_MAX];
+    int n = 0;
+    full_name(from, full, name, "");
+    TRY(take_scales(from, full, 0, &t, &n));
+    *out = element(t, 0);
+    return 0;
+}
+
+void weights_drop(struct weights *from, struct weight *w)
 {
     if (w->tensor)
         checkpoint_release(from->ckpt, w->tensor);
+    buffer_give(from, w->copy, w->copy_bytes);
+    free(w->scale);
     *w = (struct weight){0};
 }

@@ -59,17 +59,22 @@ static inline int rows_cell(const struct rows *rows, int r, int p)
 }
 
 /* rope: rotate q and k by position (half rotation: component j pairs with j + head_dim / 2; Su et al., arXiv 2104.09864,
- * in the layout of Hugging Face checkpoints), write k and v to their cells.
+ * in the layout of Hugging Face checkpoints), norm them where the model does, write k and v to their cells.
  *   x'[j] = x[j] cos(a_j) - x[j + h] sin(a_j);  x'[j + h] = x[j + h] cos(a_j) + x[j] sin(a_j);  a_j = pos * inv_freq[j], f32
+ *   qk_norm: x'' = x' / sqrt(mean over the head's components of x'^2 + qk_norm);  temperature: q'' = q' * temperature[r]
  * shapes   qkv f32 [rows, (heads + 2 kv_heads) * head_dim]: q, k, v one after the other; q is rotated in place
  *          cos_sin f32 [rows, head_dim]: cosines then sines, from rope_table
- * math     f32, a row alone */
+ * needs    head_dim % 16 == 0 with qk_norm
+ * math     f32, a row alone; the norm's squares in 16 partial sums by component modulo 16, added pairwise */
 struct rope {
     const struct rows *rows;
     float *qkv;
     const float *cos_sin;
     struct kv_layer kv;
     int heads, threads;
+    int rotate;               /* 0: q and k stay as they are (Llama 4's NoPE layers), cos_sin is not read */
+    float qk_norm;            /* the eps of a norm of each head of q and k, without weights; 0: none */
+    const float *temperature; /* f32 [rows], from rope_temperature; NULL: none */
 };
 /* The product that makes q, k and v, then rope on it: product.y is rope.qkv, W is packed with MATRIX_ROTARY. On CUDA one kernel, unless in
  * bulk; k and v then reach their cells alone, not qkv. */
@@ -79,8 +84,16 @@ struct qkv {
 };
 void rope_ref(const struct rope *a);
 void rope_table(const struct rows *rows, const float *inv_freq, int head_dim, float *cos_sin); /* once a pass */
+/* out[r] = 1 + scale ln(1 + floor((pos + 1) / floor)), f32: how far Llama 4 spreads the queries of long texts apart. Once a pass. */
+struct temperature {
+    const struct rows *rows;
+    float scale, floor;
+    float *out; /* [rows] */
+};
+void rope_temperature(const struct temperature *a);
 
-/* y[r, h, :] = sum_p softmax_p(scale * q[r, h] . k[p, g]) v[p, g], p = 0..pos[r], g = h / (heads / kv_heads)
+/* y[r, h, :] = sum_p softmax_p(scale * q[r, h] . k[p, g]) v[p, g], p = first..pos[r], g = h / (heads / kv_heads)
+ *          first = 0, or with chunks the first position of the one that pos[r] lies in: pos[r] / chunk * chunk
  * shapes   qkv as above (q read, row stride (heads + 2 kv_heads) * head_dim); y f32 [rows, heads * head_dim]
  *          scratch f32 [threads][attention_scratch(...)]
  * needs    head_dim % 16 == 0; cells that a row does not see may hold anything, NaN included
@@ -97,8 +110,14 @@ struct attention {
     int reach;             /* every row's pos is below it: what a launch covers, never part of a result; at most cap */
     enum act_form y_form;
     int bulk;
+    int chunk;             /* positions of a chunk; 0: a row sees all of its text */
     float scale;
 };
+/* The first position that a row at pos sees. */
+static inline int attention_first(int chunk, int pos)
+{
+    return chunk > 0 ? pos / chunk * chunk : 0;
+}
 size_t attention_scratch(int heads, int kv_heads, int head_dim, int cap); /* floats a thread */
 void attention_ref(const struct attention *a); /* double; plain loops over positions */
 

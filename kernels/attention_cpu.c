@@ -20,12 +20,13 @@ enum { HEADS = 2, BLOCKS = 1, CHUNK = 1 };
 
 /* A row and up to HEADS of the query heads of one kv head. */
 struct unit {
-    const float *q;        /* [heads][dim] */
-    const float *k, *v;    /* of the slot and kv head */
-    const int *path;       /* cells of positions base.. */
-    float *score;          /* [heads][cap] */
-    float *y;              /* [heads][dim] */
-    int dim, cap, base, n; /* n positions */
+    const float *q;     /* [heads][dim] */
+    const float *k, *v; /* of the slot and kv head */
+    const int *path;    /* cells of positions base.. */
+    float *score;       /* [heads][cap] */
+    float *y;           /* [heads][dim] */
+    int dim, cap, base;
+    int first, n; /* positions first..n - 1 */
     float scale;
 };
 
@@ -61,13 +62,14 @@ SIMD_FN void score_blocks(const float *k, const float *q, int dim, int heads, in
 SIMD_FN void scores(const struct unit *u, int heads)
 {
     size_t ld = (size_t)u->cap, size = (size_t)u->dim * KV_BLOCK;
-    int below = u->base < u->n ? u->base : u->n, blocks = (below + KV_BLOCK - 1) / KV_BLOCK, b = 0, held = -1;
+    int below = u->base < u->n ? u->base : u->n, blocks = (below + KV_BLOCK - 1) / KV_BLOCK, held = -1;
+    int b = u->first / KV_BLOCK;
     float lane[HEADS * KV_BLOCK];
     for (; b + BLOCKS <= blocks; b += BLOCKS)
         score_blocks(u->k + (size_t)b * size, u->q, u->dim, heads, BLOCKS, u->score + b * KV_BLOCK, ld);
     for (; b < blocks; b++)
         score_blocks(u->k + (size_t)b * size, u->q, u->dim, heads, 1, u->score + b * KV_BLOCK, ld);
-    for (int p = below; p < u->n; p++) {
+    for (int p = below > u->first ? below : u->first; p < u->n; p++) {
         int cell = u->path[p - u->base];
         if (cell / KV_BLOCK != held) {
             held = cell / KV_BLOCK;
@@ -78,19 +80,23 @@ SIMD_FN void scores(const struct unit *u, int heads)
     }
 }
 
-/* Scores [n] of one head become exponentials, padded with zeros to whole vectors; returns their sum. */
-static float exponentials(float *s, int n, float scale)
+/* Scores [first, n) of one head become exponentials, padded with zeros to whole blocks of positions, so that
+ * a position's lane does not depend on where its chunk begins; returns their sum. */
+static float exponentials(float *s, int first, int n, float scale)
 {
     struct v16 largest = v16_set1(-INFINITY), sum = v16_set1(0.0f);
+    const int block = first / KV_BLOCK * KV_BLOCK;
+    for (int p = block; p < first; p++)
+        s[p] = -INFINITY;
     for (int p = n; p % KV_BLOCK != 0; p++)
         s[p] = -INFINITY;
-    for (int p = 0; p < n; p += KV_BLOCK) {
+    for (int p = block; p < n; p += KV_BLOCK) {
         struct v16 t = v16_mul(v16_load(s + p), v16_set1(scale));
         largest = v16_max(largest, t);
         v16_store(s + p, t);
     }
     struct v16 max = v16_set1(v16_largest(largest));
-    for (int p = 0; p < n; p += KV_BLOCK) {
+    for (int p = block; p < n; p += KV_BLOCK) {
         struct v16 e = v16_exp(v16_sub(v16_load(s + p), max));
         sum = v16_add(sum, e);
         v16_store(s + p, e);
@@ -105,7 +111,7 @@ SIMD_FN void values(const struct unit *u, const float *sum, int heads, int at, i
 #pragma GCC unroll 16
     for (int i = 0; i < heads * chunk; i++)
         acc[i] = v16_set1(0.0f);
-    for (int p = 0; p < u->n; p++) {
+    for (int p = u->first; p < u->n; p++) {
         int cell = p < u->base ? p : u->path[p - u->base];
         const float *v = u->v + (size_t)cell * (size_t)u->dim + at;
         struct v16 value[CHUNK];
@@ -135,7 +141,7 @@ SIMD_FN void attend(const struct unit *u, int heads)
     int at = 0;
     scores(u, heads);
     for (int h = 0; h < heads; h++)
-        sum[h] = exponentials(u->score + (size_t)h * (size_t)u->cap, u->n, u->scale);
+        sum[h] = exponentials(u->score + (size_t)h * (size_t)u->cap, u->first, u->n, u->scale);
     for (; at + CHUNK * 16 <= u->dim; at += CHUNK * 16)
         values(u, sum, heads, at, CHUNK);
     for (; at < u->dim; at += 16)
@@ -180,6 +186,7 @@ static void attend_group(const struct attention *a, int r, int head, float *scra
             .dim = dim,
             .cap = a->kv.cap,
             .base = rows->base[r],
+            .first = attention_first(a->chunk, rows->pos[r]),
             .n = rows->pos[r] + 1,
             .scale = a->scale,
         };
@@ -194,7 +201,7 @@ void KERN_NAME(attention)(const struct attention *a)
     size_t each = attention_scratch(a->heads, a->kv.kv_heads, a->kv.head_dim, a->kv.cap);
     long long keys = 0;
     for (int r = 0; r < rows; r++)
-        keys += a->rows->pos[r] + 1;
+        keys += a->rows->pos[r] + 1 - attention_first(a->chunk, a->rows->pos[r]);
 #pragma omp parallel for num_threads(a->threads) schedule(static) if (a->threads > 1 && keys > 128)
     for (int i = 0; i < units; i++)
         attend_group(a, i % rows, i / rows, a->scratch + (size_t)omp_get_thread_num() * each);

@@ -17,15 +17,16 @@ static double score(const struct attention *a, int r, int h, int p)
 static void attend(const struct attention *a, int r, int h)
 {
     int dim = a->kv.head_dim, head = h / (a->heads / a->kv.kv_heads), last = a->rows->pos[r];
+    const int first = attention_first(a->chunk, last);
     float *y = (float *)a->y + ((size_t)r * (size_t)a->heads + (size_t)h) * (size_t)dim;
     double max = -INFINITY, sum = 0;
-    for (int p = 0; p <= last; p++)
+    for (int p = first; p <= last; p++)
         max = fmax(max, score(a, r, h, p));
-    for (int p = 0; p <= last; p++)
+    for (int p = first; p <= last; p++)
         sum += exp(score(a, r, h, p) - max);
     for (int d = 0; d < dim; d++) {
         double value = 0;
-        for (int p = 0; p <= last; p++) {
+        for (int p = first; p <= last; p++) {
             size_t at = kv_value_at(&a->kv, a->rows->slot[r], head, rows_cell(a->rows, r, p));
             value += exp(score(a, r, h, p) - max) / sum * ((const float *)a->kv.v)[at + (size_t)d];
         }

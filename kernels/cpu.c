@@ -8,8 +8,17 @@
     void rope_##isa(const struct rope *a);                                                                   \
     void attention_##isa(const struct attention *a);                                                         \
     void logits_##isa(const struct logits *a);                                                               \
-    static const struct cpu_kernels table_##isa = {#isa,       gemm_##isa,      swiglu_##isa, rmsnorm_##isa, \
-                                                   rope_##isa, attention_##isa, logits_##isa};
+    void route_##isa(const struct route *a);                                                                 \
+    void moe_##isa(const struct moe *a);                                                                     \
+    static const struct cpu_kernels table_##isa = {.name = #isa,                                             \
+                                                   .gemm = gemm_##isa,                                       \
+                                                   .swiglu = swiglu_##isa,                                   \
+                                                   .rmsnorm = rmsnorm_##isa,                                 \
+                                                   .rope = rope_##isa,                                       \
+                                                   .attention = attention_##isa,                             \
+                                                   .logits = logits_##isa,                                   \
+                                                   .route = route_##isa,                                     \
+                                                   .moe = moe_##isa};
 
 DECLARE(portable)
 #ifdef KERN_HAS_X86

@@ -5,6 +5,7 @@
 #include "kernels/embed.h"
 #include "kernels/gemm.h"
 #include "kernels/logits.h"
+#include "kernels/moe.h"
 #include "kernels/quantise.h"
 #include "kernels/rmsnorm.h"
 
@@ -16,6 +17,8 @@ struct cpu_kernels {
     void (*rope)(const struct rope *a);
     void (*attention)(const struct attention *a);
     void (*logits)(const struct logits *a);
+    void (*route)(const struct route *a);
+    void (*moe)(const struct moe *a);
 };
 
 /* name: "auto" (the widest this machine has) or one of the names above. NULL: not known or not on this machine. */

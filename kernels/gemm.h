@@ -25,10 +25,16 @@ struct matrix {
     size_t bytes; /* of data and scale */
     unsigned flags; /* CUDA: the enum matrix_flags that say how its outputs are ordered */
     int head_dim;   /* with MATRIX_ROTARY */
+    float input_scale; /* inputs were calibrated as number * input_scale; 0: they were not */
 };
 
+/* Weights that were rounded before: number [j][i] * scale[j]. A matrix in FP8 keeps both as they are. */
+struct scaled {
+    const void *numbers; /* E4M3, row-major [n, k] */
+    const float *scale;  /* [n] */
+};
 struct matrix_part {
-    const void *data; /* row-major [n, k] in dtype, any alignment; SYNTHETIC: a struct synthetic; borrowed for the call */
+    const void *data; /* row-major [n, k] in dtype, any alignment; SYNTHETIC: a struct synthetic, FP8: a struct scaled; borrowed for the call */
     enum dtype dtype; /* F32 and F16 are rounded to bf16, to nearest even */
     int n;
 };

@@ -49,18 +49,21 @@ static float scale_of(const struct matrix_part *p, size_t first, int k)
     return gemm_part_scale(most);
 }
 
-/* One output: elements from `first` of the part, to a lane of a panel. scale NULL: as they are. */
-static void pack_row(const struct matrix_part *p, size_t first, int k, float *scale, bf16 *lane)
+/* One output: row `row` of the part, to a lane of a panel. scale NULL: as it is. */
+static void pack_row(const struct matrix_part *p, int row, int k, float *scale, bf16 *lane)
 {
     bf16 chunk[CHUNK];
+    const size_t first = (size_t)row * (size_t)k;
+    const int rounded = p->dtype == DTYPE_FP8;
     if (scale)
-        *scale = scale_of(p, first, k);
+        *scale = rounded ? ((const struct scaled *)p->data)->scale[row] : scale_of(p, first, k);
     for (int at = 0; at < k; at += CHUNK) {
         const int n = k - at < CHUNK ? k - at : CHUNK;
         gemm_part_read(p, first + (size_t)at, n, chunk);
         for (int i = 0; i < n; i++)
             lane[place(at + i)] =
-                scale ? bf16_from_f32(fp8_to_f32(fp8_from_f32(bf16_to_f32(chunk[i]) / *scale))) : chunk[i];
+                scale && !rounded ? bf16_from_f32(fp8_to_f32(fp8_from_f32(bf16_to_f32(chunk[i]) / *scale)))
+                                  : chunk[i];
     }
 }
 
@@ -78,8 +81,8 @@ static void pack_panel(struct matrix *w, const struct matrix_part *parts, int pa
             break;
         while (row >= parts[part].n)
             row -= parts[part++].n;
-        pack_row(&parts[part], (size_t)row * (size_t)w->k, w->k,
-                 w->form == MATRIX_FP8 ? &w->scale[output] : NULL, dst + (size_t)lane * 2);
+        pack_row(&parts[part], row, w->k, w->form == MATRIX_FP8 ? &w->scale[output] : NULL,
+                 dst + (size_t)lane * 2);
     }
 }
 
@@ -87,8 +90,10 @@ void matrix_pack(struct matrix *w, const struct matrix_part *parts, int n_parts,
                  int threads)
 {
     int n = 0, panels = (w->n + MATRIX_PANEL - 1) / MATRIX_PANEL;
-    for (int i = 0; i < n_parts; i++)
+    for (int i = 0; i < n_parts; i++) {
         n += parts[i].n;
+        assert(parts[i].dtype != DTYPE_FP8 || w->form == MATRIX_FP8);
+    }
     assert(n == w->n);
     assert(flags == MATRIX_PLAIN ||
            (n_parts == 2 && parts[0].n == parts[1].n && parts[0].n % MATRIX_PANEL == 0));

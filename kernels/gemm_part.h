@@ -5,11 +5,13 @@
 #include "kernels/gemm.h"
 #include "kernels/synthetic.h"
 
-/* Element i of the part, rounded to bf16. */
+/* Element i of the part, rounded to bf16; of FP8 the number without its scale, which bf16 holds exactly. */
 static inline bf16 gemm_part_at(const struct matrix_part *p, size_t i)
 {
     if (p->dtype == DTYPE_SYNTHETIC)
         return synthetic_at(p->data, i);
+    if (p->dtype == DTYPE_FP8)
+        return bf16_from_f32(fp8_to_f32(((const uint8_t *)((const struct scaled *)p->data)->numbers)[i]));
     const char *at = (const char *)p->data + i * dtype_size(p->dtype);
     if (p->dtype == DTYPE_F32) {
         float f;

@@ -2,6 +2,7 @@
 #include "kernels/attention.h"
 #include "kernels/fp8.h"
 #include "kernels/simd.h"
+#include <math.h>
 
 /* x[j] cos - x[j + half] sin and x[j + half] cos + x[j] sin; each product's second term is fused. */
 static void rotate(float *x, const float *cos_sin, int half)
@@ -19,6 +20,34 @@ static void rotate(float *x, const float *cos_sin, int half)
         x[j] = a * c - b * s;
         x[j + half] = b * c + a * s;
     }
+}
+
+static void scale_by(float *x, float factor, int dim)
+{
+    for (int d = 0; d < dim; d++)
+        x[d] *= factor;
+}
+
+static void norm(float *x, int dim, float eps)
+{
+    struct v16 sum = v16_set1(0.0f);
+    for (int d = 0; d < dim; d += 16) {
+        struct v16 v = v16_load(x + d);
+        sum = v16_fma(v, v, sum);
+    }
+    scale_by(x, 1.0f / sqrtf(v16_sum(sum) / (float)dim + eps), dim);
+}
+
+/* Head h of row r: queries, then keys. */
+static void turn(const struct rope *a, int r, int h, float *x)
+{
+    const int dim = a->kv.head_dim;
+    if (a->rotate)
+        rotate(x, a->cos_sin + (size_t)r * (size_t)dim, dim / 2);
+    if (a->qk_norm > 0)
+        norm(x, dim, a->qk_norm);
+    if (a->temperature && h < a->heads)
+        scale_by(x, a->temperature[r], dim);
 }
 
 /* A number as a cache of FP8 cells holds it. */
@@ -52,7 +81,7 @@ static void rope_row(const struct rope *a, int r)
     if (slot < 0)
         return;
     for (int h = 0; h < a->heads + kv->kv_heads; h++)
-        rotate(q + (size_t)h * (size_t)dim, a->cos_sin + (size_t)r * (size_t)dim, dim / 2);
+        turn(a, r, h, q + (size_t)h * (size_t)dim);
     for (int h = 0; h < kv->kv_heads; h++, k += dim, v += dim)
         put_cell(kv, kv_key(kv, slot, h, cell), kv_value(kv, slot, h, cell), k, v);
 }

@@ -16,6 +16,12 @@ void rope_table(const struct rows *rows, const float *inv_freq, int head_dim, fl
     }
 }
 
+void rope_temperature(const struct temperature *a)
+{
+    for (int r = 0; r < a->rows->n; r++)
+        a->out[r] = 1.0f + a->scale * log1pf(floorf((float)(a->rows->pos[r] + 1) / a->floor));
+}
+
 static void rotate(float *x, const float *cos_sin, int half)
 {
     for (int j = 0; j < half; j++) {
@@ -23,6 +29,20 @@ static void rotate(float *x, const float *cos_sin, int half)
         x[j] = (float)(a * c - b * s);
         x[j + half] = (float)(b * c + a * s);
     }
+}
+
+static void scale_by(float *x, double factor, int dim)
+{
+    for (int d = 0; d < dim; d++)
+        x[d] = (float)(x[d] * factor);
+}
+
+static void norm(float *x, int dim, float eps)
+{
+    double sum = 0;
+    for (int d = 0; d < dim; d++)
+        sum += (double)x[d] * x[d];
+    scale_by(x, 1 / sqrt(sum / dim + eps), dim);
 }
 
 static float cell_value(float x, enum kv_form form)
@@ -40,8 +60,15 @@ void rope_ref(const struct rope *a)
         const float *v = k + (size_t)a->kv.kv_heads * (size_t)dim;
         if (rows->slot[r] < 0)
             continue;
-        for (int h = 0; h < a->heads + a->kv.kv_heads; h++)
-            rotate(q + (size_t)h * (size_t)dim, a->cos_sin + (size_t)r * (size_t)dim, dim / 2);
+        for (int h = 0; h < a->heads + a->kv.kv_heads; h++) {
+            float *x = q + (size_t)h * (size_t)dim;
+            if (a->rotate)
+                rotate(x, a->cos_sin + (size_t)r * (size_t)dim, dim / 2);
+            if (a->qk_norm > 0)
+                norm(x, dim, a->qk_norm);
+            if (a->temperature && h < a->heads)
+                scale_by(x, a->temperature[r], dim);
+        }
         for (int h = 0; h < a->kv.kv_heads; h++, k += dim, v += dim) {
             float *to_k = kv_key(&a->kv, rows->slot[r], h, rows->cell[r]);
             float *to_v = kv_value(&a->kv, rows->slot[r], h, rows->cell[r]);

@@ -10,7 +10,13 @@
 
 typedef uint16_t bf16; /* the upper half of an IEEE binary32 */
 
-enum dtype { DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_SYNTHETIC /* a formula: kernels/synthetic.h */ };
+enum dtype {
+    DTYPE_BF16,
+    DTYPE_F16,
+    DTYPE_F32,
+    DTYPE_SYNTHETIC, /* a formula: kernels/synthetic.h */
+    DTYPE_FP8        /* of a matrix_part: numbers and their scales, struct scaled */
+};
 
 /* How weights, activations and cache cells are kept. FP8 is E4M3 (1 sign, 4 exponent, 3 mantissa bits, largest 448; Micikevicius et al.,
  * arXiv 2209.05433); conversions: kernels/fp8.h. On the CPU an FP8 number is kept in a wider type that holds it exactly. */
@@ -73,6 +79,6 @@ KERN_FN float f16_to_f32(uint16_t h)
 
 static inline size_t dtype_size(enum dtype t)
 {
-    return t == DTYPE_F32 ? 4 : 2;
+    return t == DTYPE_F32 ? 4 : t == DTYPE_FP8 ? 1 : 2;
 }
 #endif

@@ -56,6 +56,13 @@ static void kv_set(const struct kv_layer *kv, int cell, int token)
     }
 }
 
+static void kv_erase(const struct kv_layer *kv, int cell)
+{
+    for (int h = 0; h < kv->kv_heads; h++)
+        for (int d = 0; d < kv->head_dim; d++)
+            kv_key(kv, 1, h, cell)[d * KV_BLOCK] = kv_value(kv, 1, h, cell)[d] = NAN;
+}
+
 /* --- attention over trees
  * --------------------------------------------------------------------------------------- */
 
@@ -149,7 +156,8 @@ static void setup_deinit(struct setup *s)
     free(s->scratch);
 }
 
-/* Row i alone, its sequence laid out as plain text: cell = position, no path. */
+/* Row i alone, its sequence laid out as plain text: cell = position, no path. What lies before its chunk is
+ * not there. */
 static void attend_as_chain(struct setup *s, const struct cpu_kernels *cpu, const struct tree *t, int i)
 {
     struct tree chain = {.slot = {1}, .pos = {t->pos[i]}, .cell = {t->pos[i]}, .base = {t->pos[i] + 1}};
@@ -159,6 +167,8 @@ static void attend_as_chain(struct setup *s, const struct cpu_kernels *cpu, cons
         kv_set(&s->chain_kv, p, p);
     for (int node = i; node >= 0; node = t->parent[node])
         kv_set(&s->chain_kv, t->pos[node], t->token[node]);
+    for (int p = 0; p < attention_first(a.chunk, t->pos[i]); p++)
+        kv_erase(&s->chain_kv, p);
     a.rows = &rows;
     a.kv = s->chain_kv;
     a.qkv += (size_t)i * (size_t)(a.heads + 2 * a.kv.kv_heads) * (size_t)a.kv.head_dim;
@@ -188,28 +198,69 @@ static void expect_chain(const struct setup *s, const struct cpu_kernels *cpu, c
             threads, i, t->depth[i], t->committed);
 }
 
+static void check_nodes(int shape, uint32_t seed, int committed, int chunk)
+{
+    for (int i = 0; cpu_kernels_at(i); i++) {
+        const struct cpu_kernels *cpu = cpu_kernels_at(i);
+        struct tree t;
+        struct setup s;
+        tree_init(&t, seed, committed, 2 + (int)draw(seed, 999, MAX_NODES - 1));
+        setup_init(&s, shape, &t);
+        s.a.chunk = chunk;
+        for (int node = 0; node < t.n; node++)
+            attend_as_chain(&s, cpu, &t, node);
+        for (int threads = 1; threads <= MAX_THREADS; threads++) {
+            attend_rows(&s, cpu, &t, 0, t.n, threads);
+            expect_chain(&s, cpu, &t, threads);
+            memset(s.y, 0, (size_t)t.n * s.row * sizeof(float));
+            for (int r = 0, size = 1; r < t.n; r += size, size++)
+                attend_rows(&s, cpu, &t, r, t.n - r < size ? t.n - r : size, threads);
+            expect_chain(&s, cpu, &t, threads);
+        }
+        setup_deinit(&s);
+    }
+}
+
 START_TEST(a_node_sees_exactly_its_sequence_bit_for_bit)
 {
     static const int committed[] = {0, 1, 15, 16, 17, 31, 64, 100, 129};
     for (uint32_t c = 0; c < 9; c++)
-        for (int i = 0; cpu_kernels_at(i); i++) {
-            const struct cpu_kernels *cpu = cpu_kernels_at(i);
-            struct tree t;
-            struct setup s;
-            tree_init(&t, c, committed[c], 2 + (int)draw(c, 999, MAX_NODES - 1));
-            setup_init(&s, _i, &t);
-            for (int node = 0; node < t.n; node++)
-                attend_as_chain(&s, cpu, &t, node);
-            for (int threads = 1; threads <= MAX_THREADS; threads++) {
-                attend_rows(&s, cpu, &t, 0, t.n, threads);
-                expect_chain(&s, cpu, &t, threads);
-                memset(s.y, 0, (size_t)t.n * s.row * sizeof(float));
-                for (int r = 0, size = 1; r < t.n; r += size, size++)
-                    attend_rows(&s, cpu, &t, r, t.n - r < size ? t.n - r : size, threads);
-                expect_chain(&s, cpu, &t, threads);
-            }
-            setup_deinit(&s);
-        }
+        check_nodes(_i, c, committed[c], 0);
+}
+END_TEST
+
+/* Trees that begin before, at and after a border, and cross one or several. */
+START_TEST(a_node_sees_exactly_its_chunk_bit_for_bit)
+{
+    static const struct {
+        int committed, chunk;
+    } cases[] = {{0, 1},   {30, 2},  {33, 3},  {16, 16},  {47, 16},
+                 {63, 64}, {64, 64}, {99, 25}, {118, 40}, {60, 200}};
+    for (uint32_t c = 0; c < sizeof cases / sizeof *cases; c++)
+        check_nodes(_i, 20 + c, cases[c].committed, cases[c].chunk);
+}
+END_TEST
+
+/* A chunk that begins at a multiple of KV_BLOCK is a text of its own, to the bit. */
+START_TEST(a_chunk_is_a_text_of_its_own)
+{
+    enum { FROM = 48, N = 21 };
+    for (int i = 0; cpu_kernels_at(i); i++) {
+        struct tree t = {
+            .committed = FROM + N, .n = 1, .slot = {1}, .pos = {FROM + N - 1}, .base = {FROM + N}};
+        struct setup s;
+        setup_init(&s, _i, &t);
+        s.a.chunk = FROM;
+        attend_rows(&s, cpu_kernels_at(i), &t, 0, 1, 1);
+        memcpy(s.expected, s.y, s.row * sizeof(float));
+        t.pos[0] = N - 1;
+        t.base[0] = N;
+        for (int p = 0; p < N; p++)
+            kv_set(&s.tree_kv, p, FROM + p);
+        attend_rows(&s, cpu_kernels_at(i), &t, 0, 1, 1);
+        ck_assert_mem_eq(s.y, s.expected, s.row * sizeof(float));
+        setup_deinit(&s);
+    }
 }
 END_TEST
 
@@ -218,12 +269,13 @@ END_TEST
  * addition. */
 static double relative_bound(const struct setup *s, const struct tree *t, int i, int h)
 {
-    int dim = s->a.kv.head_dim, group = s->a.heads / s->a.kv.kv_heads, n = t->pos[i] + 1;
+    int dim = s->a.kv.head_dim, group = s->a.heads / s->a.kv.kv_heads;
+    int first = attention_first(s->a.chunk, t->pos[i]), n = t->pos[i] + 1 - first;
     const float *q =
         s->qkv + ((size_t)i * (size_t)(s->a.heads + 2 * s->a.kv.kv_heads) + (size_t)h) * (size_t)dim;
     struct rows rows = tree_rows(t, 0, t->n);
     double largest = 0;
-    for (int p = 0; p < n; p++) {
+    for (int p = first; p <= t->pos[i]; p++) {
         const float *k = kv_key(&s->tree_kv, 1, h / group, rows_cell(&rows, i, p));
         double size = 0;
         for (int d = 0; d < dim; d++)
@@ -238,7 +290,8 @@ START_TEST(it_is_within_its_bound_of_the_reference)
     struct tree t;
     struct setup s;
     tree_init(&t, 50, 120, MAX_NODES);
-    setup_init(&s, _i, &t);
+    setup_init(&s, _i % N_SHAPES, &t);
+    s.a.chunk = _i < N_SHAPES ? 0 : 61; /* its border at 122 lies in the tree */
     int dim = s.a.kv.head_dim;
     struct rows rows = tree_rows(&t, 0, t.n);
     struct attention ref = s.a;
@@ -355,6 +408,9 @@ struct rope_case {
     struct kv_layer kv;
     size_t row;
     int heads;
+    int nope; /* nothing is rotated */
+    float qk_norm;
+    float temperature[ROPE_ROWS]; /* in use if the first is not 0 */
 };
 
 static void rope_case_init(struct rope_case *c, int shape)
@@ -387,7 +443,14 @@ static void rope_case_deinit(struct rope_case *c)
 static void rope_run(struct rope_case *c, void (*f)(const struct rope *), int first, int n, int threads)
 {
     struct rows rows = tree_rows(&c->t, first, n);
-    struct rope a = {.rows = &rows, .kv = c->kv, .heads = c->heads, .threads = threads};
+    struct rope a = {.rows = &rows,
+                     .kv = c->kv,
+                     .heads = c->heads,
+                     .threads = threads,
+                     .rotate = !c->nope,
+                     .qk_norm = c->qk_norm};
+    if (c->temperature[0] != 0)
+        a.temperature = c->temperature + first;
     a.qkv = c->qkv + (size_t)first * c->row;
     a.cos_sin = c->table + (size_t)first * (size_t)c->kv.head_dim;
     f(&a);
@@ -436,6 +499,102 @@ START_TEST(rope_is_within_its_bound_and_fills_the_cells)
         rope_case_deinit(&c);
         rope_case_deinit(&ref);
     }
+}
+END_TEST
+
+/* The layers of Llama 4: rotated and normed; not rotated, with a temperature. */
+enum { LLAMA4_LAYERS = 2 };
+static void rope_case_of_llama4(struct rope_case *c, int i)
+{
+    rope_case_init(c, i / LLAMA4_LAYERS);
+    if (i % LLAMA4_LAYERS == 0) {
+        c->qk_norm = 1e-5f;
+        return;
+    }
+    c->nope = 1;
+    for (int r = 0; r < ROPE_ROWS; r++)
+        c->temperature[r] = 1 + 0.1f * (float)r;
+}
+
+/* Of a norm: the rotation's 3 eps, of at most 4, times at most 1 / rms; the squares' sum, its root and the
+ * two factors (dim / 16 + 4 + 4) eps of the result. A temperature costs one eps. */
+START_TEST(norms_and_temperatures_are_within_their_bound)
+{
+    for (int i = 0; cpu_kernels_at(i); i++) {
+        struct rope_case c, ref;
+        rope_case_of_llama4(&c, _i);
+        rope_case_of_llama4(&ref, _i);
+        const int dim = c.kv.head_dim;
+        rope_run(&ref, rope_ref, 0, ROPE_ROWS, 1);
+        rope_run(&c, cpu_kernels_at(i)->rope, 0, ROPE_ROWS, 2);
+        for (int j = 0; j < ROPE_ROWS * (int)c.row; j++) {
+            const int r = j / (int)c.row, h = j % (int)c.row / dim;
+            const double factor =
+                c.qk_norm > 0 ? 2 : 1; /* 1 / rms: of uniform values in +-2 it is near 0.87 */
+            const double bound = 0x1p-24 * (3 * 4 * factor + (dim / 16 + 8) * fabs((double)ref.qkv[j]));
+            if (!(fabs((double)c.qkv[j] - ref.qkv[j]) <= bound))
+                ck_abort_msg("row %d head %d element %d is %.9g, expected %.9g", r, h, j, c.qkv[j],
+                             ref.qkv[j]);
+            if (h >= c.heads && h < c.heads + c.kv.kv_heads &&
+                kv_key(&c.kv, c.t.slot[r], h - c.heads, c.t.cell[r])[j % dim * KV_BLOCK] != c.qkv[j])
+                ck_abort_msg("row %d head %d: what reached the cache is not the key", r, h);
+        }
+        rope_case_deinit(&c);
+        rope_case_deinit(&ref);
+    }
+}
+END_TEST
+
+START_TEST(normed_heads_have_a_mean_square_of_1)
+{
+    for (int i = -1; i < 0 || cpu_kernels_at(i); i++) {
+        struct rope_case c;
+        rope_case_of_llama4(&c, _i * LLAMA4_LAYERS);
+        const int dim = c.kv.head_dim;
+        rope_run(&c, i < 0 ? rope_ref : cpu_kernels_at(i)->rope, 0, ROPE_ROWS, 1);
+        for (int r = 0; r < ROPE_ROWS; r++)
+            for (int h = 0; h < c.heads + c.kv.kv_heads; h++) {
+                double sum = 0;
+                for (int d = 0; d < dim; d++)
+                    sum += pow(c.qkv[(size_t)r * c.row + (size_t)(h * dim + d)], 2);
+                ck_assert_double_eq_tol(sum / dim, 1, 1e-4); /* eps is 1e-5 of a mean square above 0.5 */
+            }
+        rope_case_deinit(&c);
+    }
+}
+END_TEST
+
+/* Without rotation keys stay as they are, and queries are multiplied by their row's temperature, once. */
+START_TEST(a_layer_without_rotation_only_scales_queries)
+{
+    for (int i = -1; i < 0 || cpu_kernels_at(i); i++) {
+        struct rope_case c, was;
+        rope_case_of_llama4(&c, _i * LLAMA4_LAYERS + 1);
+        rope_case_of_llama4(&was, _i * LLAMA4_LAYERS + 1);
+        rope_run(&c, i < 0 ? rope_ref : cpu_kernels_at(i)->rope, 0, ROPE_ROWS, 2);
+        for (int j = 0; j < ROPE_ROWS * (int)c.row; j++) {
+            const int r = j / (int)c.row, query = j % (int)c.row < c.heads * c.kv.head_dim;
+            const float expected = query ? was.qkv[j] * c.temperature[r] : was.qkv[j];
+            if (c.qkv[j] != expected)
+                ck_abort_msg("row %d element %d is %.9g, expected %.9g", r, j, c.qkv[j], expected);
+        }
+        rope_case_deinit(&c);
+        rope_case_deinit(&was);
+    }
+}
+END_TEST
+
+/* Values computed apart from this program: scale 0.1, floor 8192. */
+START_TEST(the_temperature_rises_every_8192_positions)
+{
+    int pos[] = {0, 8190, 8191, 16382, 16383, 1048575};
+    const double expected[] = {1, 1, 1.0693147, 1.0693147, 1.1098612, 1.4859812};
+    enum { N = sizeof pos / sizeof *pos };
+    float out[N];
+    rope_temperature(&(struct temperature){
+        .rows = &(struct rows){.n = N, .pos = pos}, .scale = 0.1f, .floor = 8192, .out = out});
+    for (int i = 0; i < N; i++)
+        ck_assert_double_eq_tol(out[i], expected[i], 2e-7);
 }
 END_TEST
 
@@ -513,8 +672,8 @@ START_TEST(a_row_of_rope_is_the_same_in_every_batch)
         for (int threads = 1; threads <= MAX_THREADS; threads++)
             for (int size = 2; size <= ROPE_ROWS; size += threads == 1 ? 1 : 9) {
                 struct rope_case batch, alone;
-                rope_case_init(&batch, _i);
-                rope_case_init(&alone, _i);
+                rope_case_of_llama4(&batch, _i);
+                rope_case_of_llama4(&alone, _i);
                 for (int r = 0; r < ROPE_ROWS; r++)
                     rope_run(&alone, cpu_kernels_at(i)->rope, r, 1, 1);
                 for (int r = 0; r < ROPE_ROWS; r += size)
@@ -555,7 +714,9 @@ int main(void)
     TCase *c = tcase_create("attention");
     tcase_set_timeout(c, 60);
     tcase_add_loop_test(c, a_node_sees_exactly_its_sequence_bit_for_bit, 0, N_SHAPES);
-    tcase_add_loop_test(c, it_is_within_its_bound_of_the_reference, 0, N_SHAPES);
+    tcase_add_loop_test(c, a_node_sees_exactly_its_chunk_bit_for_bit, 0, N_SHAPES);
+    tcase_add_loop_test(c, a_chunk_is_a_text_of_its_own, 0, N_SHAPES);
+    tcase_add_loop_test(c, it_is_within_its_bound_of_the_reference, 0, 2 * N_SHAPES);
     tcase_add_loop_test(c, small_integers_are_exact, 0, N_SHAPES);
     tcase_add_test(c, an_overwhelming_key_takes_all);
     tcase_add_loop_test(c, attention_passes_over_rows_of_nobody, 0, N_SHAPES);
@@ -564,7 +725,11 @@ int main(void)
     tcase_add_loop_test(c, fp8_cells_hold_the_rounded_keys_and_values, 0, N_SHAPES);
     tcase_add_loop_test(c, rows_of_nobody_touch_no_cell, 0, N_SHAPES);
     tcase_add_loop_test(c, rope_writes_no_other_cell, 0, N_SHAPES);
-    tcase_add_loop_test(c, a_row_of_rope_is_the_same_in_every_batch, 0, N_SHAPES);
+    tcase_add_loop_test(c, norms_and_temperatures_are_within_their_bound, 0, LLAMA4_LAYERS * N_SHAPES);
+    tcase_add_loop_test(c, normed_heads_have_a_mean_square_of_1, 0, N_SHAPES);
+    tcase_add_loop_test(c, a_layer_without_rotation_only_scales_queries, 0, N_SHAPES);
+    tcase_add_test(c, the_temperature_rises_every_8192_positions);
+    tcase_add_loop_test(c, a_row_of_rope_is_the_same_in_every_batch, 0, LLAMA4_LAYERS * N_SHAPES);
     tcase_add_loop_test(c, moved_cells_hold_what_their_sources_held, 0, N_SHAPES);
     suite_add_tcase(s, c);
     SRunner *r = srunner_create(s);

@@ -152,6 +152,20 @@ START_TEST(only_rotary_tables_and_a_tied_head_may_stay_unused)
 }
 END_TEST
 
+START_TEST(what_sees_may_stay_beside_a_text_model_that_says_so)
+{
+    struct checkpoint c = {0};
+    struct entry tower = b, projector = a;
+    tower.name = "vision_model.layernorm_pre.bias";
+    projector.name = "multi_modal_projector.linear_1.weight";
+    write_tensors(SINGLE, (struct entry[]){projector, tower}, 2);
+    ck_assert_int_eq(checkpoint_open(&c, dir), 0);
+    ck_assert_int_eq(checkpoint_unused(&c, CHECKPOINT_VISION), 0);
+    expect_error(checkpoint_unused(&c, CHECKPOINT_TIED), ERR_FORMAT, "found 2 more");
+    checkpoint_close(&c);
+}
+END_TEST
+
 static const struct {
     const char *index, *sentence;
     int code;
@@ -266,6 +280,7 @@ int main(void)
     tcase_add_test(reads, a_single_file_lends_its_tensors);
     tcase_add_test(reads, shards_are_seen_as_one);
     tcase_add_test(reads, only_rotary_tables_and_a_tied_head_may_stay_unused);
+    tcase_add_test(reads, what_sees_may_stay_beside_a_text_model_that_says_so);
     tcase_add_test(refuses, a_tensor_of_another_shape_or_type_is_refused);
     tcase_add_loop_test(refuses, an_index_that_differs_from_its_shards_is_refused, 0,
                         sizeof bad_index / sizeof *bad_index);

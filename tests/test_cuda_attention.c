@@ -499,7 +499,7 @@ static void pass(struct scene *s, float *table, const float *frequencies, int n,
 {
     struct rows rows = scene_rows(s, 0, n);
     struct rope rope = {
-        .rows = &rows, .qkv = s->device_qkv, .cos_sin = table, .kv = scene_kv(s), .heads = s->heads};
+        .rows = &rows, .qkv = s->device_qkv, .cos_sin = table, .kv = scene_kv(s), .heads = s->heads, .rotate = 1};
     struct attention a = attention_of(s, &rows, 0, reach_of(s, 0, n));
     upload(s->device_qkv, s->qkv, MAX_ROWS * row_size(s) * sizeof(float));
     for (int which = 0; which < 2; which++)

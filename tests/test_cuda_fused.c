@@ -400,6 +400,7 @@ static void check_qkv(const struct cache *c, int rows)
                              .qkv = q,
                              .cos_sin = c->cos_sin,
                              .heads = c->heads,
+                             .rotate = 1,
                              .kv = {k, v, SLOTS, c->kv_heads, c->dim, CAP, c->form}}};
     cuda_ok(qkv_cuda(&a, NULL), "launching qkv");
     void *const got[] = {from_device(q, sums), from_device(k, c->bytes), from_device(v, c->bytes)};
@@ -458,6 +459,7 @@ static void chain(const struct layer *l, void *stream, int wait)
                                    .qkv = l->q,
                                    .cos_sin = c->cos_sin,
                                    .heads = c->heads,
+                                   .rotate = 1,
                                    .kv = {l->k, l->v, SLOTS, c->kv_heads, c->dim, CAP, c->form}}};
         up.w = &l->gate_up, up.y = l->ffn;
         qkv.product.w = &c->rotary, qkv.product.y = l->q;

@@ -38,7 +38,8 @@ static float *rotate(struct scene *s, int size)
                          .qkv = s->device_qkv + (size_t)first * row_size(s),
                          .cos_sin = part,
                          .kv = scene_kv(s),
-                         .heads = s->heads};
+                         .heads = s->heads,
+                         .rotate = 1};
         cuda(rope_table_cuda(&rows, frequencies, s->dim, part, NULL), "rope_table_cuda");
         cuda(rope_cuda(&a, NULL), "rope_cuda");
     }
@@ -84,7 +85,8 @@ START_TEST(rope_is_within_its_bound_and_fills_its_cells_alone)
     float *table = rotate(s, ROPE_ROWS), *qkv = host_new(MAX_ROWS * row_size(s) * sizeof(float));
     struct rows rows = {.n = ROPE_ROWS, .slot = s->slot, .pos = s->pos, .cell = s->cell};
     struct kv_layer ref_kv = reference_kv(s);
-    struct rope ref = {.rows = &rows, .qkv = s->qkv, .cos_sin = table, .kv = ref_kv, .heads = s->heads};
+    struct rope ref = {
+        .rows = &rows, .qkv = s->qkv, .cos_sin = table, .kv = ref_kv, .heads = s->heads, .rotate = 1};
     const double slack = 3 * 4 * 0x1p-24;
     size_t written = 0, live = 0;
     rope_ref(&ref);

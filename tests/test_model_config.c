@@ -211,7 +211,7 @@ static const struct {
     {"attention_bias", "true", ERR_LIMIT, "'attention_bias' true is not computed"},
     {"mlp_bias", "true", ERR_LIMIT, "'mlp_bias' true is not computed"},
     {"partial_rotary_factor", "0.5", ERR_LIMIT, "'partial_rotary_factor' 0.5 is not computed"},
-    {"quantization_config", "{\"quant_method\":\"fp8\"}", ERR_LIMIT, "'quantization_config' is not computed"},
+    {"quantization_config", "{\"quant_method\":\"fp8\"}", ERR_LIMIT, "'quant_method' 'fp8' is not computed"},
     {"rope_scaling", "[]", ERR_FORMAT, "'rope_scaling': expected an object or null, found an array"},
     {"rope_scaling", "{\"type\":\"yarn\",\"factor\":2}", ERR_LIMIT,
      "rope type 'yarn' is not computed; this program computes default and llama3"},

@@ -1,0 +1,120 @@
+/* model_layer: the tensors of a layer by name (model-formats A.8, B.1) to the matrices that its products
+ * read. */
+#include "engine/err.h"
+#include "engine/log.h"
+#include "engine/model_build.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+/* A part by its name within `prefix`. */
+static struct weight_want want_of(const char *prefix, const char *name, int n, int k)
+{
+    struct weight_want want = {.n = n, .k = k};
+    snprintf(want.name, sizeof want.name, "%s%s", prefix, name);
+    return want;
+}
+
+static int load_attention(struct build *b, struct layer *l, const char *layer)
+{
+    const struct model_config *c = &b->m->cfg;
+    const int q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+    struct build_matrix qkv = {.want = {want_of(layer, "self_attn.q_proj", q, c->hidden),
+                                        want_of(layer, "self_attn.k_proj", kv, c->hidden),
+                                        want_of(layer, "self_attn.v_proj", kv, c->hidden)},
+                               .n = 3,
+                               .flags = MATRIX_ROTARY};
+    const struct build_matrix o = {.want = {want_of(layer, "self_attn.o_proj", c->hidden, q)}, .n = 1};
+    if (c->rope_interleaved)
+        qkv.want[0].pairs = qkv.want[1].pairs = c->head_dim;
+    TRY(build_matrix(b, &l->qkv, &qkv));
+    return build_matrix(b, &l->o, &o);
+}
+
+/* gate, up and down of one MLP. `width` counts `pad` columns that no file holds; fused: where an expert's
+ * gate, up and down lie, or NULL. */
+static int load_mlp(struct build *b, const char *prefix, int width, int pad, const struct weight_fused *fused,
+                    struct matrix *gate_up, struct matrix *down)
+{
+    const int hidden = b->m->cfg.hidden, stored = width - pad;
+    struct build_matrix first = {
+        .want = {want_of(prefix, "gate_proj", stored, hidden), want_of(prefix, "up_proj", stored, hidden)},
+        .n = 2,
+        .flags = MATRIX_INTERLEAVE,
+        .fused = fused};
+    struct build_matrix second = {
+        .want = {want_of(prefix, "down_proj", hidden, stored)}, .n = 1, .fused = fused ? fused + 2 : NULL};
+    first.want[0].n_pad = first.want[1].n_pad = second.want[0].k_pad = pad;
+    TRY(build_matrix(b, gate_up, &first));
+    return build_matrix(b, down, &second);
+}
+
+static int load_expert(struct build *b, struct layer *l, const char *ffn, int i)
+{
+    const struct model_config *c = &b->m->cfg;
+    const int stored = c->ffn - c->ffn_pad;
+    const struct weight_fused gate = {.count = c->experts, .index = i, .n = 2 * stored};
+    struct weight_fused fused[3] = {gate, gate, gate};
+    char prefix[WEIGHT_NAME_MAX / 2];
+    fused[1].first = stored;
+    fused[2].n = c->hidden;
+    for (int part = 0; part < 3; part++)
+        snprintf(fused[part].name, sizeof fused[part].name, "%sexperts.%s", ffn,
+                 part < 2 ? "gate_up_proj" : "down_proj");
+    snprintf(prefix, sizeof prefix, "%.40sexperts.%d.", ffn, i);
+    return load_mlp(b, prefix, c->ffn, c->ffn_pad, fused, &l->expert_gate_up[i], &l->expert_down[i]);
+}
+
+static int load_moe(struct build *b, struct layer *l, const char *ffn)
+{
+    const struct model_config *c = &b->m->cfg;
+    struct build_matrix router = {
+        .want = {want_of(ffn, "router", c->experts, c->hidden)}, .n = 1, .exact = 1};
+    char shared[WEIGHT_NAME_MAX / 2];
+    snprintf(shared, sizeof shared, "%.40sshared_expert.", ffn);
+    l->expert_gate_up = calloc((size_t)c->experts, sizeof *l->expert_gate_up);
+    l->expert_down = calloc((size_t)c->experts, sizeof *l->expert_down);
+    if (!l->expert_gate_up || !l->expert_down)
+        FAIL(ERR_MEMORY, "model: out of memory for the books of %d experts", c->experts);
+    TRY(build_matrix(b, &l->router, &router));
+    TRY(load_mlp(b, shared, c->ffn, c->ffn_pad, NULL, &l->gate_up, &l->down));
+    for (int i = 0; i < c->experts; i++)
+        TRY(load_expert(b, l, ffn, i));
+    return 0;
+}
+
+/* The cache rounds by itself, with no scale but 1: these are counted and reported, not used. */
+static int skip_kv_scales(struct build *b, const char *layer)
+{
+    static const char *const names[] = {"self_attn.k_proj.k_scale", "self_attn.v_proj.v_scale"};
+    for (size_t i = 0; b->from.ckpt && i < sizeof names / sizeof *names; i++) {
+        char name[WEIGHT_NAME_MAX];
+        float scale = 0;
+        snprintf(name, sizeof name, "%s%s", layer, names[i]);
+        if (!weights_has(&b->from, name))
+            continue;
+        TRY(weights_scalar(&b->from, name, &scale));
+        b->kv_scales++;
+        b->kv_scale = scale > b->kv_scale ? scale : b->kv_scale;
+    }
+    return 0;
+}
+
+int build_layer(struct build *b, int i)
+{
+    const struct model_config *c = &b->m->cfg;
+    struct layer *l = &b->m->layers[i];
+    char layer[32], ffn[48], name[64];
+    l->kind = c->kind[i];
+    snprintf(layer, sizeof layer, "model.layers.%d.", i);
+    snprintf(ffn, sizeof ffn, "%s%s", layer, c->llama4 ? "feed_forward." : "mlp.");
+    snprintf(name, sizeof name, "%sinput_layernorm", layer);
+    TRY(build_norm(b, name, &l->attn_norm));
+    TRY(load_attention(b, l, layer));
+    TRY(skip_kv_scales(b, layer));
+    snprintf(name, sizeof name, "%spost_attention_layernorm", layer);
+    TRY(build_norm(b, name, &l->ffn_norm));
+    if (l->kind & LAYER_MOE)
+        return load_moe(b, l, ffn);
+    return load_mlp(b, ffn, c->llama4 ? c->ffn_dense : c->ffn, c->llama4 ? c->ffn_dense_pad : 0, NULL,
+                    &l->gate_up, &l->down);
+}
