@@ -234,20 +234,4 @@ static inline struct kv_layer reference_kv(const struct scene *s)
                 }
     return kv;
 }
-
-static inline int no_device(void)
-{
-    int devices = 0;
-    return cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0;
-}
-
-static inline int suite_result(Suite *s)
-{
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failures = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failures ? 1 : 0;
-}
 #endif

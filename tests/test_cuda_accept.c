@@ -11,6 +11,7 @@
  * of freedom, z = 4.753. Seeds are fixed. */
 #include "engine/backend.h"
 #include "engine/err.h"
+#include "tests/cuda_suite.h"
 #include "tests/expect.h"
 #include <math.h>
 #include <stdio.h>
@@ -725,7 +726,7 @@ int main(void)
 {
     if (backend_open(&be, "cuda", &(struct backend_opts){0})) {
         printf("test_cuda_accept: skipped: %s\n", err_text());
-        return 77;
+        return CUDA_SUITE_SKIPPED;
     }
     Suite *s = suite_create("cuda_accept");
     TCase *c = tcase_create("cuda_accept");
@@ -739,11 +740,7 @@ int main(void)
     tcase_add_test(c, every_rule_says_when_it_began);
     tcase_add_test(c, a_recorded_pass_reads_what_stands_in_memory);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failures = srunner_ntests_failed(r);
-    srunner_free(r);
+    const int failed = cuda_suite_run(s);
     backend_close(&be);
-    return failures ? 1 : 0;
+    return failed;
 }

@@ -2,6 +2,7 @@
  * a row. Which way a launch takes follows from its rows and reach: up to 64 rows a cluster, or split and
  * merge where reach is over 8192; more rows walk. */
 #include "tests/cuda_scene.h"
+#include "tests/cuda_suite.h"
 
 enum { CLUSTER_REACH = 8192 }; /* the longest that a cluster takes */
 
@@ -498,8 +499,12 @@ END_TEST
 static void pass(struct scene *s, float *table, const float *frequencies, int n, int wait, uint16_t *out)
 {
     struct rows rows = scene_rows(s, 0, n);
-    struct rope rope = {
-        .rows = &rows, .qkv = s->device_qkv, .cos_sin = table, .kv = scene_kv(s), .heads = s->heads, .rotate = 1};
+    struct rope rope = {.rows = &rows,
+                        .qkv = s->device_qkv,
+                        .cos_sin = table,
+                        .kv = scene_kv(s),
+                        .heads = s->heads,
+                        .rotate = 1};
     struct attention a = attention_of(s, &rows, 0, reach_of(s, 0, n));
     upload(s->device_qkv, s->qkv, MAX_ROWS * row_size(s) * sizeof(float));
     for (int which = 0; which < 2; which++)
@@ -650,10 +655,8 @@ END_TEST
 
 int main(void)
 {
-    if (no_device()) {
-        printf("test_cuda_attention: skipped, no CUDA device\n");
-        return 77;
-    }
+    if (cuda_suite_skips("test_cuda_attention"))
+        return CUDA_SUITE_SKIPPED;
     Suite *s = suite_create("cuda_attention");
     TCase *c = tcase_create("cuda_attention");
     tcase_add_loop_test(c, equal_keys_average_the_values_of_every_context_exactly, 0, 2);
@@ -671,5 +674,5 @@ int main(void)
     tcase_add_loop_test(c, it_is_within_its_bound_of_the_reference, 0, N_CASES);
     tcase_add_loop_test(c, it_is_within_its_bound_at_every_block_boundary, 0, 2);
     suite_add_tcase(s, c);
-    return suite_result(s);
+    return cuda_suite_run(s);
 }

@@ -6,6 +6,7 @@
 #include "engine/err.h"
 #include "kernels/fp8.h"
 #include "kernels/philox.h"
+#include "tests/cuda_suite.h"
 #include "tests/expect.h"
 #include <math.h>
 #include <stdio.h>
@@ -386,7 +387,7 @@ int main(void)
 {
     if (backend_open(&be, "cuda", &(struct backend_opts){0})) {
         printf("test_cuda_attention_bulk: skipped: %s\n", err_text());
-        return 77;
+        return CUDA_SUITE_SKIPPED;
     }
     printf("test_cuda_attention_bulk: %s\n", be.device);
     Suite *s = suite_create("cuda_attention_bulk");
@@ -395,11 +396,7 @@ int main(void)
     tcase_add_test(c, random_rows_are_within_their_bound_of_the_reference);
     tcase_add_test(c, the_same_pass_gives_the_same_bits);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failures = srunner_ntests_failed(r);
-    srunner_free(r);
+    const int failed = cuda_suite_run(s);
     backend_close(&be);
-    return failures ? 1 : 0;
+    return failed;
 }

@@ -5,6 +5,7 @@
 #include "engine/forward.h"
 #include "engine/log.h"
 #include "kernels/philox.h"
+#include "tests/cuda_suite.h"
 #include "tests/golden.h"
 #include "tests/toy_loop.h"
 #include <unistd.h>
@@ -44,7 +45,8 @@ static void rig_open(struct rig *r, const char *kind, const char *dir, int rows)
     const struct model_config cfg = toy_config();
     *r = (struct rig){.be = {.ops = NULL}};
     ok(backend_open(&r->be, kind, &(struct backend_opts){0}));
-    ok(dir ? model_load(&r->model, &r->be, dir, NULL) : model_synthetic(&r->model, &r->be, &cfg, TOY_SEED, NULL));
+    ok(dir ? model_load(&r->model, &r->be, dir, NULL)
+           : model_synthetic(&r->model, &r->be, &cfg, TOY_SEED, NULL));
     ok(kv_init(&r->kv, &r->be, &r->model, SLOTS, CAP));
     ok(forward_init(&r->fw, &r->model, &r->kv, rows, rows));
 }
@@ -479,7 +481,7 @@ int main(int argc, char **argv)
     log_set_level(LOG_WARN);
     if (backend_open(&be, "cuda", &(struct backend_opts){0})) {
         printf("test_cuda_backend: skipped: %s\n", err_text());
-        return 77;
+        return CUDA_SUITE_SKIPPED;
     }
     printf("test_cuda_backend: %s\n", be.device);
     backend_close(&be);
@@ -498,10 +500,5 @@ int main(int argc, char **argv)
     tcase_add_test(golden, smollm2_says_what_transformers_says);
     suite_add_tcase(s, toy);
     suite_add_tcase(s, golden);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failures = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failures ? 1 : 0;
+    return cuda_suite_run(s);
 }

@@ -1,6 +1,7 @@
 /* bench on a GPU: stamps, counted launches and the library to compare with, by way of the program. No time is
  * asserted but that it passed. The program is looked for beside this one first. */
 #include "engine/json.h"
+#include "tests/cuda_suite.h"
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -120,7 +121,7 @@ int main(int argc, char **argv)
         find_program(argv[0]);
     if (run("list devices") != 0 || !strstr(out, "cuda 0: ")) {
         printf("skipped: no GPU to run on: %s\n", out);
-        return 77;
+        return CUDA_SUITE_SKIPPED;
     }
     Suite *s = suite_create("cuda bench");
     TCase *t = tcase_create("bench");
@@ -129,10 +130,5 @@ int main(int argc, char **argv)
     tcase_add_test(t, eager_passes_have_the_launches_that_recorded_ones_have);
     tcase_add_test(t, kernels_run_with_fp8_and_in_bulk);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failures = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failures ? 1 : 0;
+    return cuda_suite_run(s);
 }

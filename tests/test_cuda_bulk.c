@@ -8,6 +8,7 @@
 #include "kernels/fp8.h"
 #include "kernels/gemm_lt.h"
 #include "kernels/philox.h"
+#include "tests/cuda_suite.h"
 #include "tests/expect.h"
 #include <cuda_runtime_api.h>
 #include <math.h>
@@ -435,7 +436,7 @@ int main(void)
 {
     if (backend_open(&be, "cuda", &(struct backend_opts){0})) {
         printf("test_cuda_bulk: skipped: %s\n", err_text());
-        return 77;
+        return CUDA_SUITE_SKIPPED;
     }
     if (gemm_lt_open(&lt, why)) {
         printf("test_cuda_bulk: failed: %s\n", why);
@@ -453,12 +454,8 @@ int main(void)
     tcase_add_loop_test(c, a_swiglu_in_bulk_is_within_its_bound, 0, N_WIDTHS);
     tcase_add_loop_test(c, rounding_to_fp8_in_bulk_is_the_reference_exactly, 0, N_WIDTHS);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failures = srunner_ntests_failed(r);
-    srunner_free(r);
+    const int failed = cuda_suite_run(s);
     gemm_lt_close(lt);
     backend_close(&be);
-    return failures ? 1 : 0;
+    return failed;
 }

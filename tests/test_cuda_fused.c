@@ -3,6 +3,7 @@
 #include "kernels/act.h"
 #include "kernels/cuda.h"
 #include "kernels/fp8.h"
+#include "tests/cuda_suite.h"
 #include "tests/expect.h"
 #include <cuda_runtime_api.h>
 #include <math.h>
@@ -545,12 +546,8 @@ END_TEST
 
 int main(void)
 {
-    int devices = 0;
-    const cudaError_t e = cudaGetDeviceCount(&devices);
-    if (e != cudaSuccess || devices == 0) {
-        printf("skipped: no CUDA device (%s)\n", cudaGetErrorString(e));
-        return 77;
-    }
+    if (cuda_suite_skips("test_cuda_fused"))
+        return CUDA_SUITE_SKIPPED;
     Suite *s = suite_create("cuda_fused");
     TCase *t = tcase_create("fused");
     tcase_add_loop_test(t, a_residual_is_its_product_then_its_norm_for_every_number_of_rows, 0, 4 * N_BLOCKS);
@@ -558,10 +555,5 @@ int main(void)
     tcase_add_loop_test(t, qkv_is_its_product_then_rope_for_every_number_of_rows, 0, 4 * N_HEADS);
     tcase_add_test(t, launches_that_overlap_in_a_graph_give_what_launches_with_waits_give);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return cuda_suite_run(s);
 }

@@ -3,6 +3,7 @@
 #include "kernels/act.h"
 #include "kernels/cuda.h"
 #include "kernels/fp8.h"
+#include "tests/cuda_suite.h"
 #include <check.h>
 #include <cuda_runtime_api.h>
 #include <math.h>
@@ -574,12 +575,8 @@ END_TEST
 
 int main(void)
 {
-    int devices = 0;
-    cudaError_t e = cudaGetDeviceCount(&devices);
-    if (e != cudaSuccess || devices == 0) {
-        printf("skipped: no CUDA device (%s)\n", cudaGetErrorString(e));
-        return 77;
-    }
+    if (cuda_suite_skips("test_cuda_gemm"))
+        return CUDA_SUITE_SKIPPED;
     Suite *s = suite_create("cuda_gemm");
     TCase *t = tcase_create("gemm");
     tcase_add_loop_test(t, a_row_of_gemm_is_the_same_in_every_batch_and_within_its_bound, 0,
@@ -590,10 +587,5 @@ int main(void)
     tcase_add_loop_test(t, a_row_of_swiglu_is_the_same_in_every_batch_and_within_its_bound, 0,
                         N_GATED * N_VARIANTS);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return cuda_suite_run(s);
 }

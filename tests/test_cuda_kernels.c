@@ -4,6 +4,7 @@
 #include "engine/err.h"
 #include "kernels/philox.h"
 #include "kernels/read.h"
+#include "tests/cuda_suite.h"
 #include "tests/expect.h"
 #include <math.h>
 #include <stdio.h>
@@ -178,7 +179,7 @@ int main(void)
 {
     if (backend_open(&be, "cuda", &(struct backend_opts){0})) {
         printf("test_cuda_kernels: skipped: %s\n", err_text());
-        return 77;
+        return CUDA_SUITE_SKIPPED;
     }
     Suite *s = suite_create("cuda_kernels");
     TCase *c = tcase_create("cuda_kernels");
@@ -186,11 +187,7 @@ int main(void)
     tcase_add_loop_test(c, statistics_are_within_their_bound_and_the_same_in_every_batch, 0, N_VOCABS);
     tcase_add_test(c, a_read_sums_every_word_once);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failures = srunner_ntests_failed(r);
-    srunner_free(r);
+    const int failed = cuda_suite_run(s);
     backend_close(&be);
-    return failures ? 1 : 0;
+    return failed;
 }

@@ -4,6 +4,7 @@
 #include "kernels/cuda.h"
 #include "kernels/fp8.h"
 #include "kernels/philox.h"
+#include "tests/cuda_suite.h"
 #include "tests/expect.h"
 #include <cuda_runtime_api.h>
 #include <math.h>
@@ -278,12 +279,8 @@ END_TEST
 
 int main(void)
 {
-    int devices = 0;
-    const cudaError_t e = cudaGetDeviceCount(&devices);
-    if (e != cudaSuccess || devices == 0) {
-        printf("skipped: no CUDA device (%s)\n", cudaGetErrorString(e));
-        return 77;
-    }
+    if (cuda_suite_skips("test_cuda_norm"))
+        return CUDA_SUITE_SKIPPED;
     Suite *s = suite_create("cuda_norm");
     TCase *t = tcase_create("rmsnorm");
     tcase_add_loop_test(t, a_norm_is_x_times_w_and_the_squares_of_its_steps_exactly, 0, 2 * N_WIDTHS);
@@ -292,10 +289,5 @@ int main(void)
     t = tcase_create("quantise");
     tcase_add_loop_test(t, a_row_is_rounded_to_fp8_as_the_reference_does_in_every_batch, 0, N_WIDTHS);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return cuda_suite_run(s);
 }

@@ -7,6 +7,7 @@
 #include "kernels/gemm_part.h"
 #include "kernels/pack.h"
 #include "kernels/philox.h"
+#include "tests/cuda_suite.h"
 #include "tests/expect.h"
 #include "tests/toy.h"
 #include <stdio.h>
@@ -281,7 +282,7 @@ int main(void)
     log_set_level(LOG_WARN);
     if (backend_open(&be, "cuda", &(struct backend_opts){0})) {
         printf("test_cuda_pack: skipped: %s\n", err_text());
-        return 77;
+        return CUDA_SUITE_SKIPPED;
     }
     Suite *s = suite_create("cuda_pack");
     TCase *c = tcase_create("cuda_pack");
@@ -291,11 +292,7 @@ int main(void)
     tcase_add_loop_test(c, a_synthetic_model_has_the_bytes_of_its_form, 0, 2);
     tcase_add_test(c, inputs_past_a_buffer_are_refused);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failures = srunner_ntests_failed(r);
-    srunner_free(r);
+    const int failed = cuda_suite_run(s);
     backend_close(&be);
-    return failures ? 1 : 0;
+    return failed;
 }

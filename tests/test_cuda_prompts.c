@@ -10,6 +10,7 @@
 #include "experiments/file.h"
 #include "experiments/workload.h"
 #include "spec/loop.h"
+#include "tests/cuda_suite.h"
 #include "tests/expect.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -277,25 +278,20 @@ int main(int argc, char **argv)
     log_set_level(LOG_WARN);
     if (backend_open(&be, kind, &(struct backend_opts){0})) {
         printf("test_cuda_prompts: skipped: %s\n", err_text());
-        return 77;
+        return CUDA_SUITE_SKIPPED;
     }
     printf("test_cuda_prompts: %s\n", be.device);
     backend_close(&be);
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)
         if (absent(data_dir, sets[i]))
-            return 77;
+            return CUDA_SUITE_SKIPPED;
     if (absent(models_dir, "smollm2-135m-instruct"))
-        return 77;
+        return CUDA_SUITE_SKIPPED;
     Suite *s = suite_create("cuda_prompts");
     TCase *c = tcase_create("prompts");
     tcase_add_unchecked_fixture(c, setup, teardown);
     tcase_add_loop_test(c, every_strategy_answers_as_plain_decoding_does, 0, 2);
     tcase_add_test(c, rejection_draws_the_same_in_any_company);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failures = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failures ? 1 : 0;
+    return cuda_suite_run(s);
 }

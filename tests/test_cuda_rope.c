@@ -1,5 +1,6 @@
 /* Rope and moving cells on a CUDA device, in both forms of the cache. */
 #include "tests/cuda_scene.h"
+#include "tests/cuda_suite.h"
 
 /* --- rope -------------------------------------------------------------------------------------------- */
 
@@ -193,10 +194,8 @@ END_TEST
 
 int main(void)
 {
-    if (no_device()) {
-        printf("test_cuda_rope: skipped, no CUDA device\n");
-        return 77;
-    }
+    if (cuda_suite_skips("test_cuda_rope"))
+        return CUDA_SUITE_SKIPPED;
     Suite *s = suite_create("cuda_rope");
     TCase *c = tcase_create("cuda_rope");
     tcase_add_loop_test(c, the_rope_table_holds_cosines_then_sines_of_far_positions, 0, N_SHAPES);
@@ -205,5 +204,5 @@ int main(void)
     tcase_add_loop_test(c, moved_cells_hold_what_their_sources_held, 0, N_CASES);
     tcase_add_test(c, more_than_64_moves_are_refused);
     suite_add_tcase(s, c);
-    return suite_result(s);
+    return cuda_suite_run(s);
 }

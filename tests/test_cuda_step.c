@@ -4,6 +4,7 @@
 #include "engine/err.h"
 #include "engine/log.h"
 #include "kernels/philox.h"
+#include "tests/cuda_suite.h"
 #include "tests/expect.h"
 #include "tests/toy_loop.h"
 #include "tests/toy_step.h"
@@ -406,7 +407,7 @@ int main(void)
     log_set_level(LOG_WARN);
     if (backend_open(&be, "cuda", &(struct backend_opts){0})) {
         printf("test_cuda_step: skipped: %s\n", err_text());
-        return 77;
+        return CUDA_SUITE_SKIPPED;
     }
     printf("test_cuda_step: %s\n", be.device);
     backend_close(&be);
@@ -424,10 +425,5 @@ int main(void)
     tcase_add_test(loop, an_aborted_loop_starts_afresh);
     suite_add_tcase(s, ops);
     suite_add_tcase(s, loop);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failures = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failures ? 1 : 0;
+    return cuda_suite_run(s);
 }

@@ -1,0 +1,31 @@
+/* cuda_suite: how a suite that needs a GPU begins and ends. */
+#ifndef TESTS_CUDA_SUITE_H
+#define TESTS_CUDA_SUITE_H
+#include <check.h>
+#include <cuda_runtime_api.h>
+#include <stdio.h>
+
+enum { CUDA_SUITE_SKIPPED = 77 }; /* what CTest takes for it */
+
+/* 1, and a sentence, where there is no GPU. */
+static inline int cuda_suite_skips(const char *name)
+{
+    int devices = 0;
+    const cudaError_t e = cudaGetDeviceCount(&devices);
+    if (e == cudaSuccess && devices > 0)
+        return 0;
+    printf("%s: skipped: no CUDA device (%s)\n", name, cudaGetErrorString(e));
+    return 1;
+}
+
+/* In this process, so that one context serves all tests. 1: some failed. Frees s. */
+static inline int cuda_suite_run(Suite *s)
+{
+    SRunner *r = srunner_create(s);
+    srunner_set_fork_status(r, CK_NOFORK);
+    srunner_run_all(r, CK_NORMAL);
+    const int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed != 0;
+}
+#endif
