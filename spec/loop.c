@@ -8,11 +8,6 @@
 #include "spec/loop_state.h"
 #include <string.h>
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
 int spec_active(const struct spec *s)
 {
     int n = 0;
@@ -67,7 +62,7 @@ static int prefill(struct spec *s, int slot, const int *tokens, int n)
     kv_reset(&s->kv, slot);
     TRY(be->ops->stamp(be, &clock[0]));
     for (int at = 0, len; at < n; at += len) {
-        len = min_int(s->prefill_block - at % s->prefill_block, n - at);
+        len = loop_min(s->prefill_block - at % s->prefill_block, n - at);
         TRY(forward_prefill(&s->fwd, slot, tokens + at, len));
     }
     return be->ops->stamp(be, &clock[1]);
@@ -139,7 +134,7 @@ static int any_goes_on(const struct spec *s)
 static int enqueue(struct spec *s)
 {
     const int is_host = (s->opts.draft->needs & DRAFT_HOST) != 0;
-    const uint64_t most = is_host ? 1 : 1 + (uint64_t)min_int(loop_backend(s)->ahead, LOOP_RING - 2);
+    const uint64_t most = is_host ? 1 : 1 + (uint64_t)loop_min(loop_backend(s)->ahead, LOOP_RING - 2);
     while (s->n_enqueued - s->n_drained < most && any_goes_on(s))
         TRY(is_host ? loop_host_step(s) : loop_enqueue(s, 0, clock_ns()));
     return 0;

@@ -6,11 +6,6 @@
 #include <assert.h>
 #include <string.h>
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
 static struct draft_text text_of(const struct spec *s, int slot)
 {
     const struct seq *q = &s->seq[slot];
@@ -29,7 +24,7 @@ static void gather(struct spec *s)
             continue;
         struct tree *tree = &h->tree[h->n];
         tree_clear(tree);
-        tree->max_depth = min_int(s->opts.max_depth, min_int(q->end, s->limit) - q->n - 1);
+        tree->max_depth = loop_min(s->opts.max_depth, loop_end(s, q) - q->n - 1);
         tree->max_nodes = tree->max_depth > 0 ? s->opts.max_nodes : 0;
         h->text[h->n++] = text_of(s, slot);
     }
@@ -96,7 +91,7 @@ int loop_host_observe(struct spec *s, const struct spec_step *step, const struct
         const struct step_record *r = &step->records[i];
         s->host.seen[i] = (struct draft_seen){.text = text_of(s, r->slot),
                                               .n_new = r->emitted,
-                                              .n_accepted = min_int(r->accepted, r->emitted),
+                                              .n_accepted = loop_min(r->accepted, r->emitted),
                                               .path = e->path + (size_t)r->slot * (size_t)s->opts.max_depth};
     }
     TRY_CTX(draft->observe(s->draft, s->host.seen, step->n_records), "draft '%s', observing", draft->name);

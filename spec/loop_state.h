@@ -86,11 +86,21 @@ static inline int loop_in_flight(const struct spec *s, const struct seq *q)
     return (int)(s->n_enqueued - (s->n_drained > q->since ? s->n_drained : q->since));
 }
 
+static inline int loop_min(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+/* Most tokens of its text. */
+static inline int loop_end(const struct spec *s, const struct seq *q)
+{
+    return loop_min(q->end, s->limit);
+}
+
 /* 0 when the text is certain to have ended in the steps under way. */
 static inline int loop_goes_on(const struct spec *s, const struct seq *q)
 {
-    const int end = q->end < s->limit ? q->end : s->limit;
-    return q->active && q->n + loop_in_flight(s, q) < end;
+    return q->active && q->n + loop_in_flight(s, q) < loop_end(s, q);
 }
 
 /* Enqueue one step of all sequences that may go on, `rows` of them the host knows exactly, 0: whatever the strategy proposes. started: when the

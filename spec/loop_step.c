@@ -10,16 +10,11 @@
 
 enum { EXACT_ROWS = 8, POLL_EVERY = 4096 };
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
 /* Few different ones, so that few are recorded; up to eight rows cost what one costs anyway. */
 static int envelope(const struct spec *s, int rows)
 {
     const int more = (rows + EXACT_ROWS - 1) / EXACT_ROWS * EXACT_ROWS;
-    return rows <= EXACT_ROWS ? rows : min_int(more, s->step.max_rows);
+    return rows <= EXACT_ROWS ? rows : loop_min(more, s->step.max_rows);
 }
 
 /* Every position of the step is below it: a text grows by a whole path and the bonus in each step under way,
@@ -33,7 +28,7 @@ static int end_of_positions(const struct spec *s)
         if (!loop_goes_on(s, q))
             continue;
         const int64_t grown = q->n + (int64_t)loop_in_flight(s, q) * (1 + depth) + depth;
-        const int end = min_int(q->end, s->limit);
+        const int end = loop_end(s, q);
         if ((grown < end ? (int)grown : end) > most)
             most = grown < end ? (int)grown : end;
     }
