@@ -18,6 +18,13 @@ static inline int cuda_suite_skips(const char *name)
     return 1;
 }
 
+/* Fails the test with the runtime's words for it. */
+static inline void cuda_ok(int error, const char *what)
+{
+    if (error)
+        ck_abort_msg("%s: %s", what, cudaGetErrorString((cudaError_t)error));
+}
+
 /* In this process, so that one context serves all tests. 1: some failed. Frees s. */
 static inline int cuda_suite_run(Suite *s)
 {

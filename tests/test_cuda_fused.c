@@ -16,12 +16,6 @@ enum { ROWS = 130, SLOTS = 3, CAP = 144, UNTOUCHED = 0xa5 };
 static const int batches[] = {1, 2, 3, 8, 9, 16, 17, 31, 33, 64, 65, 100, ROWS};
 enum { N_BATCHES = sizeof batches / sizeof *batches };
 
-static void cuda_ok(int error, const char *what)
-{
-    if (error)
-        ck_abort_msg("%s: %s", what, cudaGetErrorString((cudaError_t)error));
-}
-
 static void *alloc(size_t bytes)
 {
     void *p = malloc(bytes);

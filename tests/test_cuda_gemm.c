@@ -29,12 +29,6 @@ static const struct {
 } gated[] = {{16, 16}, {24, 33}, {8, 700}, {48, 64}, {1536, 576}, {4112, 80}, {14336, 4096}};
 enum { N_GATED = sizeof gated / sizeof *gated };
 
-static void cuda_ok(int error, const char *what)
-{
-    if (error)
-        ck_abort_msg("%s: %s", what, cudaGetErrorString((cudaError_t)error));
-}
-
 static void *alloc(size_t bytes)
 {
     void *p = aligned_alloc(64, (bytes + 64) / 64 * 64);

@@ -18,12 +18,6 @@ static const int widths[] = {1, 2, 7, 16, 17, 48, 64, 100, 576, 577, 4096, 14336
 static const int batches[] = {1, 2, 7, 8, 9, 16, 33, 64, 65, ROWS};
 enum { N_WIDTHS = sizeof widths / sizeof *widths, N_BATCHES = sizeof batches / sizeof *batches };
 
-static void cuda_ok(int error, const char *what)
-{
-    if (error)
-        ck_abort_msg("%s: %s", what, cudaGetErrorString((cudaError_t)error));
-}
-
 static void *alloc(size_t bytes)
 {
     void *p = malloc(bytes);
