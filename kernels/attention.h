@@ -77,7 +77,7 @@ struct rope {
     const float *temperature; /* f32 [rows], from rope_temperature; NULL: none */
 };
 /* The product that makes q, k and v, then rope on it: product.y is rope.qkv, W is packed with MATRIX_ROTARY. On CUDA one kernel, unless in
- * bulk; k and v then reach their cells alone, not qkv. */
+ * bulk (see kernels/gemm.cu for many rows); k and v then reach their cells alone, not qkv. */
 struct qkv {
     struct gemm product;
     struct rope rope;

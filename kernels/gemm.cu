@@ -4,12 +4,17 @@
  * order    K in loads of 16 bytes a lane (BF16: 16 inputs, FP8: 32), dealt in turn to slices; their number is
  * a function of (n, k, form) alone (gemm_log2_slices). A slice adds its loads in order, 8 slices (an octet)
  * are added in order, octets pairwise. Which blocks and warps compute them is free: nothing depends on rows.
+ *
  * launch   grid [cluster, blocks of 64 rows, tiles / tiles a block], so n <= 16 * 65535; a cluster's blocks
- * split the slices moves    2 n k bytes of weights (FP8: n k) once a 64 rows, past the first level cache and
- * first to leave the second; each block also reads its slices of the acts, 32 bytes a row and 16 inputs, from
- * the caches: blocks of many rows take 4 tiles, so that this is no more than the weights; with a norm also 4
- * bytes of squares a row and 16 inputs roof     memory: 2 rows flops for 2 bytes. 4096 x 4096: 33.6 MB, 11 us
- * at 3 TB/s; 576 x 576: 0.66 MB, the launch is the cost */
+ * split the slices. Where more than 16 rows have a norm, finish_norm goes ahead
+ *
+ * moves    2 n k bytes of weights (FP8: n k) once a 64 rows, past the first level cache and first to leave
+ * the second; each block also reads its slices of the acts, 32 bytes a row and 16 inputs, from the caches:
+ * blocks of many rows take several tiles, so that this is no more than the weights; with a norm also 4 bytes
+ * of squares a row and 16 inputs
+ *
+ * roof     memory: 2 rows flops for 2 bytes. 4096 x 4096: 33.6 MB, 11 us at 3 TB/s; 576 x 576: 0.66 MB, the
+ * launch is the cost */
 #include "kernels/gemm_core.cuh"
 #include "kernels/gemm_epilogue.cuh"
 

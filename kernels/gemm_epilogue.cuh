@@ -1,8 +1,10 @@
 /* gemm_epilogue: what becomes of a tile's sums. A warp ends 16 outputs by 8 rows: a lane holds outputs lane /
  * 4 and lane / 4 + 8 of the tile for rows lane % 4 * 2 and the next, so what belongs together (gate and up,
  * components that a rotation pairs, the two halves of an act's step) stands in one lane. Products and sums
- * are rounded one by one: the same bits in every kernel that includes this. order    ((sum * scale of the
- * output) * 1 / rms of the row) * scale of the quantised row, then the old y added */
+ * are rounded one by one: the same bits in every kernel that includes this.
+ *
+ * order    ((sum * scale of the output) * 1 / rms of the row) * scale of the quantised row, then the old y
+ * added */
 #ifndef KERNELS_GEMM_EPILOGUE_CUH
 #define KERNELS_GEMM_EPILOGUE_CUH
 #include "kernels/act.h"
