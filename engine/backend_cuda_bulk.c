@@ -23,7 +23,7 @@ static size_t unpacked_bytes(int n, int k)
 size_t cuda_bulk_gemm_bytes(int rows, int n, int k)
 {
     if (rows <= BULK_ROWS)
-        return 0;
+        return aligned((size_t)rows * sizeof(float));
     return GEMM_LT_WORKSPACE + unpacked_bytes(n, k) + (size_t)rows * (size_t)n * sizeof(bf16);
 }
 

@@ -200,10 +200,9 @@ template <class S> static int launch_shape(const struct gemm_args *p, void *stre
     return launch_kernel(&l, gemm_kernel<S, EPILOGUE_ANY>, *p);
 }
 
-/* 1 / rms of each row, in place of its first square: many rows' squares are too much for every block to add
- * up. */
+/* 1 / rms of each row: many rows' squares are too much for every block to add up. */
 static __global__ void __launch_bounds__(FINISH_WARPS *LANES)
-    finish_norm(float *square, int rows, int k, int steps, float eps)
+    finish_norm(const float *square, float *inverse_rms, int rows, int k, int steps, float eps)
 {
     const int row = blockIdx.x * FINISH_WARPS + threadIdx.x / LANES;
     float sum = 0;
@@ -213,7 +212,7 @@ static __global__ void __launch_bounds__(FINISH_WARPS *LANES)
         return;
     norm_sums<1, 8>(square + (size_t)row * (size_t)steps, 0, 1, steps, &sum);
     if (threadIdx.x % LANES == 0)
-        square[(size_t)row * (size_t)steps] = norm_factor(sum, k, eps);
+        inverse_rms[row] = norm_factor(sum, k, eps);
 }
 
 static int launch_finish(const struct gemm_args *p, void *stream)
@@ -221,7 +220,7 @@ static int launch_finish(const struct gemm_args *p, void *stream)
     const struct launch l = {.grid = dim3((unsigned)((p->rows + FINISH_WARPS - 1) / FINISH_WARPS)),
                              .block = dim3(FINISH_WARPS * LANES),
                              .stream = stream};
-    return launch_kernel(&l, finish_norm, p->square, p->rows, p->k, p->steps, p->eps);
+    return launch_kernel(&l, finish_norm, p->square, p->inverse_rms, p->rows, p->k, p->steps, p->eps);
 }
 
 /* Constants by rows: NT, MT, slices and groups a block, weights and acts in flight, blocks an SM. Few rows: a
@@ -266,6 +265,7 @@ static struct gemm_args args_of(const struct gemm *a, enum epilogue epilogue)
     p.x = (const uint2 *)a->x;
     p.y = a->y;
     p.square = a->square;
+    p.inverse_rms = a->square && a->rows > FEW_ROWS ? a->scratch : NULL;
     p.row_scale = a->row_scale;
     p.n = w->n;
     p.k = w->k;
@@ -280,16 +280,12 @@ static struct gemm_args args_of(const struct gemm *a, enum epilogue epilogue)
     return p;
 }
 
-static int launch_gemm(const struct gemm_args *args, enum matrix_form form, void *stream)
+static int launch_gemm(const struct gemm_args *p, enum matrix_form form, void *stream)
 {
-    struct gemm_args finished = *args;
-    const struct gemm_args *p = args;
-    if (args->square && args->rows > FEW_ROWS) {
-        const int rc = launch_finish(args, stream);
+    if (p->inverse_rms) {
+        const int rc = launch_finish(p, stream);
         if (rc)
             return rc;
-        finished.finished = 1;
-        p = &finished;
     }
     return form == MATRIX_FP8 ? launch_rows<MATRIX_FP8>(p, stream) : launch_rows<MATRIX_BF16>(p, stream);
 }

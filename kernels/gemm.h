@@ -66,12 +66,13 @@ struct gemm {
     void *y;
     int rows, threads;
     int accumulate; /* 0: y = W x, 1: y += W x */
-    float *square;          /* NULL, or of the struct normed (kernels/rmsnorm.h) whose act x is, and its eps; CUDA may use it up */
+    const float *square;    /* NULL, or of the struct normed (kernels/rmsnorm.h) whose act x is, and its eps */
     float eps;
     const float *row_scale; /* NULL, or of the struct quantise (kernels/quantise.h) that x went through */
     enum act_form y_form;   /* of an act y (swiglu) */
     int bulk;
-    float *scratch; /* [threads][gemm_scratch(k)], 64-byte aligned, borrowed: rows regrouped; contents mean nothing after */
+    float *scratch; /* CPU: [threads][gemm_scratch(k)], rows regrouped; CUDA: [rows], 1 / rms of each, in bulk more. 64-byte aligned, borrowed;
+                       contents mean nothing after */
 };
 /* The end of a block: product.y += W x, the residual stream, then its norm for the product that comes next; norm.x is product.y and
  * product.accumulate is 1. On CUDA one kernel, unless in bulk. */

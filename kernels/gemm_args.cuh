@@ -18,9 +18,9 @@ struct gemm_args {
     const float *scale; /* of w's outputs, or NULL */
     const uint2 *x;     /* act */
     void *y; /* f32 [rows, n]; SWIGLU: act [rows, n / 2]; RESIDUAL: the stream x; ROTARY: q of rope.qkv */
-    float *square;          /* of x, or NULL */
-    const float *row_scale; /* likewise */
-    int finished;           /* square[row][0] is 1 / rms of the row already */
+    const float *square;    /* of x, or NULL */
+    float *inverse_rms;     /* [rows], of square, or NULL: each block makes its own */
+    const float *row_scale; /* of x, or NULL */
     int n, k, rows;
     int tiles;       /* of 16 outputs */
     int steps;       /* of 16 inputs */

@@ -123,16 +123,16 @@ template <class S> __device__ static void row_factors(const struct gemm_args &p,
     if (left <= 0)
         return;
     float sum[ROWS];
-    if (p.square && !p.finished)
+    if (p.square && !p.inverse_rms)
         norm_sums<ROWS, BATCH>(p.square + first * (size_t)p.steps, (size_t)S::WARPS * (size_t)p.steps, rows,
                                p.steps, sum);
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
         if (lane == r && r < rows)
             factor[warp + r * S::WARPS] =
-                make_float2(!p.square    ? 1.0f
-                            : p.finished ? p.square[(first + (size_t)(r * S::WARPS)) * (size_t)p.steps]
-                                         : norm_factor(sum[r], p.k, p.eps),
+                make_float2(!p.square       ? 1.0f
+                            : p.inverse_rms ? p.inverse_rms[first + (size_t)(r * S::WARPS)]
+                                            : norm_factor(sum[r], p.k, p.eps),
                             p.row_scale ? p.row_scale[first + (size_t)(r * S::WARPS)] : 1.0f);
 }
 

@@ -35,7 +35,7 @@ struct moe {
     struct expert shared;
     const struct matrix *gate_up, *down; /* of the routed experts, [experts] */
     const void *x;
-    float *square; /* as in struct gemm */
+    const float *square; /* as in struct gemm */
     float *y;
     const int *expert;  /* [rows, top_k] as route gives them; -1: none */
     const float *score;

@@ -273,7 +273,7 @@ struct cache {
     enum kv_form form;
     struct matrix rotary, plain;
     void *input;
-    float *square, *squares; /* device [ROWS, steps]; squares: what square is before a product uses it up */
+    float *square, *inverse_rms; /* device [ROWS, steps], [ROWS] */
     float *cos_sin, *qkv;    /* device; qkv of the product alone, host [ROWS, n] */
     float *table;            /* host cos_sin */
     int *device_slot, *device_cell;
@@ -283,9 +283,13 @@ struct cache {
 
 static struct gemm product_of(const struct cache *c, const struct matrix *w, float *y, int rows)
 {
-    const size_t bytes = ROWS * (size_t)((c->k + 15) / 16) * sizeof(float);
-    cuda_ok(cudaMemcpy(c->square, c->squares, bytes, cudaMemcpyDeviceToDevice), "copying squares");
-    return (struct gemm){.w = w, .x = c->input, .y = y, .rows = rows, .square = c->square, .eps = EPS};
+    return (struct gemm){.w = w,
+                         .x = c->input,
+                         .y = y,
+                         .rows = rows,
+                         .square = c->square,
+                         .eps = EPS,
+                         .scratch = c->inverse_rms};
 }
 
 static void cache_init(struct cache *c, int which, enum matrix_form form, enum kv_form kv)
@@ -305,7 +309,7 @@ static void cache_init(struct cache *c, int which, enum matrix_form form, enum k
     for (size_t i = 0; i < ROWS * steps; i++)
         square[i] = 4 + 3 * square[i];
     c->square = to_device(square, ROWS * steps * sizeof *square);
-    c->squares = to_device(square, ROWS * steps * sizeof *square);
+    c->inverse_rms = to_device(NULL, ROWS * sizeof(float));
     free(square);
     c->table = floats(6, angles, 1);
     c->cos_sin = to_device(c->table, angles * sizeof(float));
@@ -325,7 +329,7 @@ static void cache_init(struct cache *c, int which, enum matrix_form form, enum k
 
 static void cache_deinit(struct cache *c)
 {
-    void *const device[] = {c->input, c->square, c->squares, c->cos_sin, c->device_slot, c->device_cell};
+    void *const device[] = {c->input, c->square, c->inverse_rms, c->cos_sin, c->device_slot, c->device_cell};
     matrix_free(&c->rotary);
     matrix_free(&c->plain);
     for (size_t i = 0; i < sizeof device / sizeof *device; i++)
@@ -447,7 +451,11 @@ static void chain(const struct layer *l, void *stream, int wait)
     waited(wait);
     for (int i = 0; i < 20; i++) {
         const int rows = i % 2 ? 64 : 40;
-        const struct gemm normed = {.x = l->s.act, .rows = rows, .square = l->s.square, .eps = EPS};
+        const struct gemm normed = {.x = l->s.act,
+                                    .rows = rows,
+                                    .square = l->s.square,
+                                    .eps = EPS,
+                                    .scratch = c->inverse_rms};
         struct gemm up = normed;
         struct qkv qkv = {.product = normed,
                           .rope = {.rows = &c->rows,

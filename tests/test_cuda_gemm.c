@@ -93,6 +93,7 @@ struct problem {
     float *number_scale;                     /* host [n], of FP8: 1 without */
     float *square, *row_scale;               /* host [MAX_ROWS, blocks], [MAX_ROWS] */
     float *device_square, *device_row_scale; /* NULL without factors; row scales with FP8 alone */
+    float *scratch;                          /* device [MAX_ROWS] */
     struct matrix w;                         /* data and scale on the device */
     bf16 *x, *alone;                         /* device acts: all rows; [MAX_ROWS] acts of one row each */
     float *y;                                /* device */
@@ -218,6 +219,7 @@ static void make_factors(struct problem *p)
             p->square[(size_t)r * (size_t)p->blocks + (size_t)t] = (float)(4 + r % 13 * 5) * uniform(3, r, t);
     }
     p->device_square = device_alloc(squares * sizeof(float));
+    p->scratch = device_alloc(MAX_ROWS * sizeof(float));
     upload(p->device_square, p->square, squares * sizeof(float));
     if (p->form != MATRIX_FP8)
         return;
@@ -253,6 +255,7 @@ static void problem_deinit(struct problem *p)
 {
     cudaFree(p->w.scale);
     cudaFree(p->device_square);
+    cudaFree(p->scratch);
     cudaFree(p->device_row_scale);
     free(p->number_scale);
     free(p->square);
@@ -289,6 +292,7 @@ static void launch(const struct problem *p, const void *x, void *y, int first, i
                      .accumulate = accumulate,
                      .square = p->device_square ? p->device_square + (size_t)first * (size_t)p->blocks : NULL,
                      .eps = EPS,
+                     .scratch = p->scratch,
                      .row_scale = p->device_row_scale ? p->device_row_scale + first : NULL,
                      .y_form = p->form == MATRIX_FP8 ? ACT_F16 : ACT_BF16};
     cuda_ok(p->gated ? swiglu_cuda(&a, NULL) : gemm_cuda(&a, NULL), "launching");
