@@ -1,0 +1,36 @@
+/* reduce, gather: what the ranks of a group hold parts of, made whole in every rank. A rank is a device's (or a thread's) share of one model;
+ * all ranks of a group call the same operations in the same order with the same shapes.
+ *
+ * reduce: y[r, :] += sum over ranks p of part_p[r, :], then norm
+ * shapes   part f32 [rows, n], this rank's term; y f32 [rows, n], the same in every rank; norm.x is y
+ * math     s = wire(part_0); s = s + wire(part_p), p = 1, 2, ... ascending, f32; y = y + s; wire rounds to what travels: nothing (F32), or
+ *          to BF16 to nearest even. The order is that of ranks, never of arrival, so every rank has the same bits in every run; a row's bits depend
+ *          on the row alone
+ * moves    (world - 1) * rows * n * sizeof wire over the links in each direction, one shot: every rank sends its whole part to every other.
+ *          two shots (many rows): a rank sums a share of the columns and sends the sums, 2 (world - 1) / world times the bytes, the same bits
+ *
+ * gather: y[r, first_p + j] = part_p[r, j], the parts side by side in the order of ranks
+ * shapes   part f32 [rows, n], this rank's columns [first, first + n) of y f32 [rows, total] */
+#ifndef KERNELS_REDUCE_H
+#define KERNELS_REDUCE_H
+#include "kernels/rmsnorm.h"
+
+enum wire { WIRE_F32, WIRE_BF16 };
+
+struct reduce {
+    const float *part;
+    float *y;
+    struct rmsnorm norm;
+    int rows, n;
+    enum wire wire;
+};
+
+struct gather {
+    const float *part;
+    float *y;
+    int rows, n, first, total;
+};
+
+/* Of all ranks at once: part[p] is rank p's; a is a rank's own, whose part is not read. norm as rmsnorm_ref. */
+void reduce_ref(const struct reduce *a, const float *const *part, int world);
+#endif
