@@ -92,7 +92,7 @@ int build_norm(struct build *b, const char *name, float **out)
 static int load_ends(struct build *b)
 {
     struct model *m = b->m;
-    const struct weight_range share = {m->part.vocab_first, m->part.vocab};
+    const struct weight_range share = {m->part.vocab_first, m->part.vocab, m->part.vocab};
     const struct weight_want embed = {.name = "model.embed_tokens", .n = m->cfg.vocab, .k = m->cfg.hidden};
     struct weight_want head = {.name = "lm_head", .n = m->cfg.vocab, .k = m->cfg.hidden, .rows = share};
     TRY(build_norm(b, "model.norm", &m->norm));
@@ -155,6 +155,18 @@ static int check_opts(const struct model_opts *opts)
     return 0;
 }
 
+/* Random matrices have no zeros to fill up a rank's last tile with. */
+static int check_random(const struct model *m)
+{
+    const int world = m->opts.shard.world > 1 ? m->opts.shard.world : 1;
+    if (m->part.ffn * world != m->cfg.ffn || m->part.ffn_dense * world != m->cfg.ffn_dense)
+        FAIL(
+            ERR_CONFIG,
+            "random weights for a world of %d ranks: expected MLP widths in multiples of %d, found %d and %d",
+            world, 16 * world, m->cfg.ffn, m->cfg.ffn_dense);
+    return 0;
+}
+
 static void log_model(const struct build *b, const struct build_forms *forms)
 {
     const struct model *m = b->m;
@@ -184,6 +196,8 @@ static int build_from(struct model *m, struct backend *be, const struct model_co
     int rc = check_opts(&new.opts);
     if (rc == 0)
         rc = model_part_of(&new.part, cfg, new.opts.shard);
+    if (rc == 0 && !ckpt)
+        rc = check_random(&new);
     if (rc == 0)
         rc = build_check_room(&b, &forms);
     if (rc == 0)

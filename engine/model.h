@@ -26,7 +26,7 @@ struct model_opts {
 struct model_part {
     int heads, kv_heads;
     int vocab, vocab_first; /* rows of the head: [vocab_first, vocab_first + vocab); a multiple of 16 but on the last rank */
-    int ffn, ffn_dense;     /* widths, as in model_config */
+    int ffn, ffn_dense;     /* widths, as in model_config; past ffn / world there may be zeros, up to a multiple of 16 */
 };
 /* ERR_CONFIG: a world that does not divide the model; the message has the numbers, and the worlds that do. */
 int model_part_of(struct model_part *part, const struct model_config *cfg, struct shard shard);

@@ -17,7 +17,7 @@ static struct weight_want want_of(const char *prefix, const char *name, int n, i
 /* The rank's run of n. */
 static struct weight_range share_of(const struct build *b, int n)
 {
-    return (struct weight_range){b->m->opts.shard.rank * n, n};
+    return (struct weight_range){b->m->opts.shard.rank * n, n, n};
 }
 
 static int load_attention(struct build *b, struct layer *l, const char *layer)
@@ -46,12 +46,20 @@ struct width {
     struct weight_range share;
 };
 
+/* Of the columns that a file holds, and the rank's with its zeros. */
+static struct width share_width(const struct build *b, int all, int pad, int part)
+{
+    const struct shard shard = b->m->opts.shard;
+    const int each = (all - pad) / (shard.world > 1 ? shard.world : 1);
+    return (struct width){all, pad, {shard.rank * each, part, each}};
+}
+
 static struct width width_of(const struct build *b, int moe)
 {
     const struct model_config *c = &b->m->cfg;
     if (c->llama4 && !moe)
-        return (struct width){c->ffn_dense, c->ffn_dense_pad, share_of(b, b->m->part.ffn_dense)};
-    return (struct width){c->ffn, c->ffn_pad, share_of(b, b->m->part.ffn)};
+        return share_width(b, c->ffn_dense, c->ffn_dense_pad, b->m->part.ffn_dense);
+    return share_width(b, c->ffn, c->ffn_pad, b->m->part.ffn);
 }
 
 /* gate, up and down of one MLP; fused: where an expert's gate, up and down lie, or NULL. */

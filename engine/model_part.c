@@ -9,8 +9,14 @@ enum { TILE = 16 };
 
 static int fits(const struct model_config *c, int world)
 {
-    return c->kv_heads % world == 0 && c->heads % world == 0 && c->ffn % (TILE * world) == 0 &&
-           c->ffn_dense % (TILE * world) == 0;
+    return c->kv_heads % world == 0 && c->heads % world == 0 && (c->ffn - c->ffn_pad) % world == 0 &&
+           (c->ffn_dense - c->ffn_dense_pad) % world == 0;
+}
+
+/* Of a width, so many columns a rank, and zeros up to whole tiles. */
+static int columns(int stored, int world)
+{
+    return (stored / world + TILE - 1) / TILE * TILE;
 }
 
 static int head_rows(const struct model_config *c, int world)
@@ -36,11 +42,11 @@ static int check_world(const struct model_config *c, int world)
         return 0;
     list_worlds(c, worlds, sizeof worlds);
     if (c->llama4)
-        snprintf(dense, sizeof dense, " and, in dense layers, %d", c->ffn_dense);
+        snprintf(dense, sizeof dense, " and, in dense layers, %d", c->ffn_dense - c->ffn_dense_pad);
     FAIL(ERR_CONFIG,
          "a world of %d ranks does not fit this model: expected one that divides its %d heads, its %d "
-         "key/value heads and its MLP width of %d%s (in columns of 16 a rank); these do: %s",
-         world, c->heads, c->kv_heads, c->ffn, dense, worlds);
+         "key/value heads and its MLP width of %d%s; these do: %s",
+         world, c->heads, c->kv_heads, c->ffn - c->ffn_pad, dense, worlds);
 }
 
 int model_part_of(struct model_part *part, const struct model_config *c, struct shard shard)
@@ -62,7 +68,11 @@ int model_part_of(struct model_part *part, const struct model_config *c, struct 
             "of %d tokens to fewer ranks",
             world, rows, c->vocab);
     const int first = rows * shard.rank, left = c->vocab - first;
-    *part = (struct model_part){c->heads / world, c->kv_heads / world, left < rows ? left : rows, first,
-                                c->ffn / world,   c->ffn_dense / world};
+    *part = (struct model_part){c->heads / world,
+                                c->kv_heads / world,
+                                left < rows ? left : rows,
+                                first,
+                                columns(c->ffn - c->ffn_pad, world),
+                                columns(c->ffn_dense - c->ffn_dense_pad, world)};
     return 0;
 }

@@ -84,8 +84,10 @@ struct span {
 
 static struct span span_of(const struct weight_range *range, int n, int pad)
 {
-    const int all = range->n ? range->n : n + pad, left = n - range->first;
-    return (struct span){range->first, left < 0 ? 0 : left < all ? left : all, all};
+    if (range->n == 0)
+        return (struct span){0, n, n + pad};
+    const int left = n > range->first ? n - range->first : 0;
+    return (struct span){range->first, left < range->stored ? left : range->stored, range->n};
 }
 
 static struct span rows_of(const struct weight_want *want)
@@ -118,6 +120,7 @@ struct move {
     struct view v;
     const char *data;
     struct span rows, cols;
+    size_t line; /* bytes from a row of the copy to the next */
 };
 
 /* Where the file has the first number of row `row` of the copy. */
@@ -134,7 +137,7 @@ static inline __attribute__((always_inline)) void gather(const struct move *m, s
 {
     char square[BLOCK * BLOCK * 4];
     size_t from[BLOCK];
-    const size_t line = (size_t)m->cols.all * size;
+    const size_t line = m->line;
     for (int i = 0; i < rows; i++)
         from[i] = start_of(m, row + i) * size;
     for (int left = 0; left < m->cols.stored; left += BLOCK) {
@@ -152,9 +155,10 @@ static inline __attribute__((always_inline)) void gather(const struct move *m, s
 
 static void copy_rows(const struct move *m, size_t size, int row, int rows, char *to)
 {
-    const size_t line = (size_t)m->cols.all * size;
+    const size_t line = m->line;
     if (m->cols.all > m->cols.stored)
-        memset(to, 0, (size_t)rows * line);
+        for (int i = 0; i < rows; i++)
+            memset(to + (size_t)i * line, 0, (size_t)m->cols.all * size);
     for (int i = 0; m->v.col_step == 1 && i < rows; i++)
         memcpy(to + (size_t)i * line, m->data + start_of(m, row + i) * size, (size_t)m->cols.stored * size);
     if (m->v.col_step == 1)
@@ -167,20 +171,15 @@ static void copy_rows(const struct move *m, size_t size, int row, int rows, char
         gather(m, 4, row, rows, to);
 }
 
-/* The numbers as a packer reads them: row-major, without gaps, zeros appended. */
-static int arrange(struct weights *from, const struct move *m, struct weight *w)
+/* The numbers as a packer reads them: row-major, zeros appended. */
+static void arrange(const struct weights *from, const struct move *m, size_t size, char *to)
 {
-    const size_t size = dtype_size(dtype_of(w->tensor)), line = (size_t)m->cols.all * size;
-    char *to = buffer_take(from, (size_t)m->rows.all * line, &w->copy_bytes);
-    if (!to)
-        FAIL(ERR_MEMORY, "tensor '%s': out of memory for %zu bytes of it", w->tensor->name, w->copy_bytes);
-    w->copy = to;
 #pragma omp parallel for num_threads(from->threads) schedule(static) if (from->threads > 1)
     for (int row = 0; row < m->rows.stored; row += BLOCK)
         copy_rows(m, size, row, m->rows.stored - row < BLOCK ? m->rows.stored - row : BLOCK,
-                  to + (size_t)row * line);
-    memset(to + (size_t)m->rows.stored * line, 0, (size_t)(m->rows.all - m->rows.stored) * line);
-    return 0;
+                  to + (size_t)row * m->line);
+    for (int row = m->rows.stored; row < m->rows.all; row++)
+        memset(to + (size_t)row * m->line, 0, (size_t)m->cols.all * size);
 }
 
 /* Element i of a tensor in the file, where nothing is aligned. */
@@ -244,17 +243,25 @@ static int read_scales(struct weights *from, const struct weight_want *want, con
     return 0;
 }
 
-/* A copy of what is taken; of whole rows where the scale of a row is still to be found. */
+/* A copy of what is taken; where a scale is still to be found, the whole row lies to the right of its share.
+ */
 static int lend_copy(struct weights *from, const struct weight_want *want, const struct view *v,
                      struct weight *w)
 {
-    const struct span share = cols_of(want), whole = {0, want->k, want->k + want->k_pad};
-    const int rows_whole = want->scaled_here && dtype_of(w->tensor) != DTYPE_FP8;
-    const struct move m = {want, *v, w->tensor->data, rows_of(want), rows_whole ? whole : share};
-    const int before = rows_whole ? share.first : 0;
-    TRY(arrange(from, &m, w));
-    w->view =
-        (struct matrix_view){(size_t)before, (size_t)m.cols.all, 1, before, m.cols.all - before - share.all};
+    const size_t size = dtype_size(dtype_of(w->tensor));
+    const struct span share = cols_of(want), whole = {0, want->k, want->k};
+    const int after = want->scaled_here && size > 1 && share.stored < want->k ? want->k : 0;
+    const size_t row = (size_t)(share.all + after);
+    struct move m = {want, *v, w->tensor->data, rows_of(want), share, row * size};
+    w->copy = buffer_take(from, (size_t)m.rows.all * m.line, &w->copy_bytes);
+    if (!w->copy)
+        FAIL(ERR_MEMORY, "tensor '%s': out of memory for %zu bytes of it", w->tensor->name,
+             (size_t)m.rows.all * m.line);
+    arrange(from, &m, size, w->copy);
+    m.cols = whole;
+    if (after)
+        arrange(from, &m, size, (char *)w->copy + (size_t)share.all * size);
+    w->view = (struct matrix_view){0, row, 1, 0, after};
     return 0;
 }
 

@@ -17,9 +17,9 @@ struct weights {
     size_t spare_bytes[WEIGHTS_SPARE];
 };
 
-/* Some of the rows or columns, zeros that are appended included; n 0: all. */
+/* Some of the rows or columns: `stored` of the file at most, from `first` on, then zeros up to n; n 0: all. */
 struct weight_range {
-    int first, n;
+    int first, n, stored;
 };
 /* A matrix [n, k] of the file, and what becomes of it: rows in another order, then zeros appended, then a share taken. */
 struct weight_want {
