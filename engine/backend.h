@@ -106,6 +106,7 @@ struct backend {
     void *self;           /* the backend's own state */
     int threads;          /* host threads it computes or prepares weights with */
     int host_reads;       /* 1: the host may read and write its memory once sync has returned */
+    int transposes;       /* 1: matrix() takes parts whose columns lie apart, their rows side by side; 0: best arranged before */
     int prefill_rows;     /* rows that a pass of prefill best has */
     int ahead;            /* steps best enqueued behind the one that is waited for; 0 where operations run when called */
     size_t allocated;     /* bytes of alloc handed out and not released */

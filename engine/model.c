@@ -192,6 +192,7 @@ static int build_from(struct model *m, struct backend *be, const struct model_co
     struct model new = {.be = be, .cfg = *cfg, .opts = opts ? *opts : (struct model_opts){0}};
     struct build b = {.m = &new};
     weights_init(&b.from, ckpt, seed, be->threads);
+    b.from.transposes = be->transposes;
     const struct build_forms forms = build_forms(&b);
     int rc = check_opts(&new.opts);
     if (rc == 0)
