@@ -193,6 +193,7 @@ static int build_from(struct model *m, struct backend *be, const struct model_co
     struct build b = {.m = &new};
     weights_init(&b.from, ckpt, seed, be->threads);
     b.from.transposes = be->transposes;
+    b.from.counts = be->counts;
     const struct build_forms forms = build_forms(&b);
     int rc = check_opts(&new.opts);
     if (rc == 0)
@@ -220,7 +221,7 @@ int model_build(struct model *m, struct backend *be, const struct model_config *
                 const struct model_opts *opts)
 {
     TRY(build_from(m, be, cfg, ckpt, 0, opts));
-    m->fingerprint = checkpoint_fingerprint(ckpt);
+    m->fingerprint = be->counts ? 0 : checkpoint_fingerprint(ckpt);
     return 0;
 }
 

@@ -276,7 +276,7 @@ static int lend(struct weights *from, const struct weight_want *want, const stru
     w->view =
         (struct matrix_view){v->start + (size_t)rows.first * v->row_step + (size_t)cols.first * v->col_step,
                              v->row_step, v->col_step, cols.first, want->k - cols.first - cols.all};
-    if ((v->col_step != 1 && !from->transposes) || padded || want->pairs) {
+    if (!from->counts && ((v->col_step != 1 && !from->transposes) || padded || want->pairs)) {
         TRY(lend_copy(from, want, v, w));
         numbers = w->copy;
     }

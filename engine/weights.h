@@ -13,6 +13,7 @@ struct weights {
     uint64_t seed;
     uint32_t next;           /* random: number of the next tensor */
     int threads;             /* of the host, for copies */
+    int counts;              /* nobody looks at the numbers: none are copied */
     int transposes;          /* the packer's: transposed numbers are lent as they lie */
     void *spare[WEIGHTS_SPARE]; /* owned: buffers of matrices dropped, for those to come */
     size_t spare_bytes[WEIGHTS_SPARE];

@@ -2,7 +2,7 @@
  * and scale for scale: of random weights and of files of every kind, as stored and rounded at load. */
 #include "engine/err.h"
 #include "engine/log.h"
-#include "engine/model.h"
+#include "engine/model_plan.h"
 #include "tests/toy.h"
 #include <check.h>
 #include <stdio.h>
@@ -169,6 +169,26 @@ START_TEST(two_ranks_have_what_one_alone_has)
 }
 END_TEST
 
+/* The cpu's packed bytes, allocated one by one while loading, are what the plan adds up. */
+START_TEST(a_plan_counts_what_a_load_allocates)
+{
+    const struct shard last = {1, 2};
+    const struct model_config toy = toy_config();
+    char dir[512];
+    snprintf(dir, sizeof dir, "%s/llama4/%s", SPECBED_GOLDEN_DIR, sources[_i]);
+    for (int fp8 = 0; fp8 < 2; fp8++) {
+        const struct model_opts opts = {.weights = fp8 ? MODEL_FP8 : MODEL_BF16, .shard = last};
+        struct model m = {.be = NULL};
+        struct model_plan plan;
+        ok(model_plan(&plan, "cpu", _i ? dir : NULL, &toy, &opts));
+        load(&m, sources[_i], opts.weights, last);
+        ck_assert_uint_eq(plan.weights, be.allocated);
+        ck_assert_int_eq(plan.part.vocab_first, m.part.vocab_first);
+        model_deinit(&m);
+    }
+}
+END_TEST
+
 START_TEST(a_world_that_does_not_divide_is_refused_with_those_that_do)
 {
     struct model_config c = {
@@ -207,6 +227,7 @@ int main(void)
     tcase_add_checked_fixture(c, setup, teardown);
     tcase_set_timeout(c, 60);
     tcase_add_loop_test(c, two_ranks_have_what_one_alone_has, 0, N_SOURCES);
+    tcase_add_loop_test(c, a_plan_counts_what_a_load_allocates, 0, N_SOURCES);
     tcase_add_test(c, a_world_that_does_not_divide_is_refused_with_those_that_do);
     tcase_add_test(c, the_last_rank_has_the_tokens_that_are_left);
     suite_add_tcase(s, c);
