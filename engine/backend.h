@@ -114,6 +114,8 @@ struct backend {
     struct comm comm;     /* its place among ranks; world 0 or 1: alone */
     int threads;          /* host threads it computes or prepares weights with */
     int host_reads;       /* 1: the host may read and write its memory once sync has returned */
+    int transposes;       /* 1: matrix() takes parts whose columns lie apart, their rows side by side; 0: best arranged before */
+    int counts;           /* 1: it holds no numbers, so none are read for it: engine/model_plan.c */
     int prefill_rows;     /* rows that a pass of prefill best has */
     int ahead;            /* steps best enqueued behind the one that is waited for; 0 where operations run when called */
     size_t allocated;     /* bytes of alloc handed out and not released */

@@ -216,7 +216,7 @@ static int cpu_matrix(struct backend *be, struct matrix *w, const struct matrix_
     if (bytes >= MAP_FROM_BYTES)
         madvise(data, bytes, MADV_HUGEPAGE);
     *w = (struct matrix){.n = n, .k = from->k, .form = from->form, .data = data, .scale = scale};
-    matrix_pack(w, from->parts, from->n_parts, from->flags & MATRIX_INTERLEAVE, be->threads);
+    matrix_pack_from(w, from, be->threads);
     return 0;
 }
 

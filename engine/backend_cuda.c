@@ -17,6 +17,7 @@ static int cuda_open(struct backend *be, const struct backend_opts *opts)
         FAIL(ERR_MEMORY, "cuda backend: out of memory");
     c->eager = opts->eager;
     be->prefill_rows = PREFILL_ROWS;
+    be->transposes = 1;
     be->ahead = AHEAD;
     TRY(cuda_check(be, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "creating a stream"));
     return cuda_open_ring(be);

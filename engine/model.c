@@ -13,6 +13,7 @@ static int fetch(struct build *b, const struct build_matrix *from, struct weight
     for (int i = 0; i < from->n; i++) {
         struct weight_want want = from->want[i];
         want.rounded = !from->exact;
+        want.scaled_here = !from->exact && b->m->opts.weights == MODEL_FP8;
         TRY(from->fused ? weights_expert(&b->from, &want, &from->fused[i], &got[i])
                         : weights_matrix(&b->from, &want, &got[i]));
     }
@@ -42,14 +43,17 @@ static int pack(struct build *b, struct matrix *w, const struct build_matrix *fr
 {
     struct backend *be = b->m->be;
     struct matrix_part parts[BUILD_PARTS_MAX] = {{.n = 0}};
+    struct matrix_view views[BUILD_PARTS_MAX] = {{.first = 0}};
     struct matrix_source source = {.parts = parts,
+                                   .views = views,
                                    .n_parts = from->n,
-                                   .k = from->want[0].k + from->want[0].k_pad,
+                                   .k = weights_cols(&from->want[0]),
                                    .flags = from->flags,
                                    .head_dim = b->m->cfg.head_dim};
     float input_scale = 0;
     for (int i = 0; i < from->n; i++) {
         parts[i] = got[i].part;
+        views[i] = got[i].view;
         input_scale = got[i].input_scale > input_scale ? got[i].input_scale : input_scale;
     }
     TRY(form_of(b, from, got, &source.form));
@@ -88,15 +92,21 @@ int build_norm(struct build *b, const char *name, float **out)
 static int load_ends(struct build *b)
 {
     struct model *m = b->m;
-    const struct weight_want embed = {.name = "model.embed_tokens", .n = m->cfg.vocab, .k = m->cfg.hidden},
-                             head = {.name = "lm_head", .n = m->cfg.vocab, .k = m->cfg.hidden};
+    const struct weight_range share = {m->part.vocab_first, m->part.vocab, m->part.vocab};
+    const struct weight_want embed = {.name = "model.embed_tokens", .n = m->cfg.vocab, .k = m->cfg.hidden};
+    struct weight_want head = {.name = "lm_head", .n = m->cfg.vocab, .k = m->cfg.hidden, .rows = share};
     TRY(build_norm(b, "model.norm", &m->norm));
+    const uint32_t embed_number = b->from.next;
     TRY(build_matrix(b, &m->embed, &(struct build_matrix){.want = {embed}, .n = 1, .exact = 1}));
-    if (m->cfg.tied) {
+    if (m->cfg.tied && m->part.vocab == m->cfg.vocab) {
         m->head = m->embed;
         return 0;
     }
-    if (b->from.ckpt && !weights_has(&b->from, "lm_head.weight"))
+    if (m->cfg.tied) { /* the embedding's numbers once more, for these tokens */
+        head = embed;
+        head.rows = share;
+        b->from.next = embed_number;
+    } else if (b->from.ckpt && !weights_has(&b->from, "lm_head.weight"))
         FAIL(ERR_FORMAT,
              "%s: expected tensor '%slm_head.weight', found none: if the output head is the embedding, "
              "config.json must say \"tie_word_embeddings\": true",
@@ -145,13 +155,27 @@ static int check_opts(const struct model_opts *opts)
     return 0;
 }
 
+/* Random matrices have no zeros to fill up a rank's last tile with. */
+static int check_random(const struct model *m)
+{
+    const int world = m->opts.shard.world > 1 ? m->opts.shard.world : 1;
+    if (m->part.ffn * world != m->cfg.ffn || m->part.ffn_dense * world != m->cfg.ffn_dense)
+        FAIL(
+            ERR_CONFIG,
+            "random weights for a world of %d ranks: expected MLP widths in multiples of %d, found %d and %d",
+            world, 16 * world, m->cfg.ffn, m->cfg.ffn_dense);
+    return 0;
+}
+
 static void log_model(const struct build *b, const struct build_forms *forms)
 {
     const struct model *m = b->m;
     const char *origin = b->from.ckpt ? b->from.ckpt->dir : "random";
-    log_info("model: %s %s, %.1f M parameters, %d layers in %s, %.0f MiB read a token, on %s", origin,
-             m->cfg.architecture, (double)model_config_params(&m->cfg) / 1e6, m->cfg.layers,
-             build_forms_name(&m->cfg, forms), (double)m->weight_bytes / 0x1p20, m->be->device);
+    log_info("model: %s %s, %.1f M parameters, %d layers in %s, rank %d of %d, %.0f MiB read a token, on %s",
+             origin, m->cfg.architecture, (double)model_config_params(&m->cfg) / 1e6, m->cfg.layers,
+             build_forms_name(&m->cfg, forms), m->opts.shard.rank,
+             m->opts.shard.world > 1 ? m->opts.shard.world : 1, (double)m->weight_bytes / 0x1p20,
+             m->be->device);
     if (b->kv_scales)
         log_info("model: %s: %d scales of the key/value cache, the largest %g, are not used", origin,
                  b->kv_scales, (double)b->kv_scale);
@@ -168,8 +192,14 @@ static int build_from(struct model *m, struct backend *be, const struct model_co
     struct model new = {.be = be, .cfg = *cfg, .opts = opts ? *opts : (struct model_opts){0}};
     struct build b = {.m = &new};
     weights_init(&b.from, ckpt, seed, be->threads);
+    b.from.transposes = be->transposes;
+    b.from.counts = be->counts;
     const struct build_forms forms = build_forms(&b);
     int rc = check_opts(&new.opts);
+    if (rc == 0)
+        rc = model_part_of(&new.part, cfg, new.opts.shard);
+    if (rc == 0 && !ckpt)
+        rc = check_random(&new);
     if (rc == 0)
         rc = build_check_room(&b, &forms);
     if (rc == 0)
@@ -191,7 +221,7 @@ int model_build(struct model *m, struct backend *be, const struct model_config *
                 const struct model_opts *opts)
 {
     TRY(build_from(m, be, cfg, ckpt, 0, opts));
-    m->fingerprint = checkpoint_fingerprint(ckpt);
+    m->fingerprint = be->counts ? 0 : checkpoint_fingerprint(ckpt);
     return 0;
 }
 

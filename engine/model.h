@@ -9,29 +9,46 @@ struct checkpoint;
 
 /* What a model's numbers are kept in; 0: as stored, in BF16 (the CPU computes in F32). */
 enum model_numbers { MODEL_BF16, MODEL_FP8 };
+/* One rank of a group that holds a model together: see struct model_part. world 0 or 1: all of it. */
+struct shard {
+    int rank, world;
+};
 struct model_opts {
     enum model_numbers weights;     /* of the layers' matrices; embedding and head stay BF16 */
     enum model_numbers activations; /* what those matrices multiply, rounded per token; FP8 needs FP8 weights */
     enum model_numbers kv;          /* the cache of keys and values */
+    struct shard shard;             /* a rank keeps and reads its share alone */
 };
+
+/* What a rank has of a model: of the attention whole heads (rows of q, k, v, columns of o), of every MLP and expert a run of its
+ * inner columns (rows of gate and up, columns of down), of the head a run of tokens; router, norms and embedding whole. The
+ * numbers are those of the whole model: what the ranks have, put together, is what a world of 1 has, bit for bit. */
+struct model_part {
+    int heads, kv_heads;
+    int vocab, vocab_first; /* rows of the head: [vocab_first, vocab_first + vocab); a multiple of 16 but on the last rank */
+    int ffn, ffn_dense;     /* widths, as in model_config; past ffn / world there may be zeros, up to a multiple of 16 */
+};
+/* ERR_CONFIG: a world that does not divide the model; the message has the numbers, and the worlds that do. */
+int model_part_of(struct model_part *part, const struct model_config *cfg, struct shard shard);
 
 struct layer {
     int kind;                    /* enum layer_kind or'ed */
     float *attn_norm, *ffn_norm; /* [hidden] */
-    struct matrix qkv;           /* [(heads + 2 kv_heads) * head_dim, hidden] */
-    struct matrix o;             /* [hidden, heads * head_dim] */
-    struct matrix gate_up;       /* [2 ffn, hidden], MATRIX_INTERLEAVE; Llama 4: ffn_dense, or the shared expert's of a MoE layer */
-    struct matrix down;          /* [hidden, ffn] */
+    struct matrix qkv;           /* [(part.heads + 2 part.kv_heads) * head_dim, hidden] */
+    struct matrix o;             /* [hidden, part.heads * head_dim] */
+    struct matrix gate_up;       /* [2 part.ffn, hidden], MATRIX_INTERLEAVE; Llama 4: part.ffn_dense, or the shared expert's of a MoE layer */
+    struct matrix down;          /* [hidden, part.ffn] */
     struct matrix router;        /* MoE: [experts, hidden], always BF16 */
     struct matrix *expert_gate_up, *expert_down; /* MoE: owned [experts], as gate_up and down */
 };
 
 struct model {
     struct backend *be;       /* borrowed, outlives this; owns every array below but layers */
-    struct model_config cfg;
+    struct model_config cfg;  /* of the whole model, whatever the rank */
+    struct model_part part;   /* what is here */
     struct model_opts opts;
     struct matrix embed;      /* [vocab, hidden] */
-    struct matrix head;       /* [vocab, hidden]; tied: the same matrix as embed, sharing its data */
+    struct matrix head;       /* [part.vocab, hidden]; tied and whole: the same matrix as embed, sharing its data */
     float *norm;              /* [hidden] */
     float *inv_freq;          /* [head_dim / 2] */
     struct layer *layers;     /* owned [cfg.layers] */

@@ -14,28 +14,59 @@ static struct weight_want want_of(const char *prefix, const char *name, int n, i
     return want;
 }
 
+/* The rank's run of n. */
+static struct weight_range share_of(const struct build *b, int n)
+{
+    return (struct weight_range){b->m->opts.shard.rank * n, n, n};
+}
+
 static int load_attention(struct build *b, struct layer *l, const char *layer)
 {
     const struct model_config *c = &b->m->cfg;
+    const struct weight_range heads = share_of(b, b->m->part.heads * c->head_dim),
+                              kv_heads = share_of(b, b->m->part.kv_heads * c->head_dim);
     const int q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
     struct build_matrix qkv = {.want = {want_of(layer, "self_attn.q_proj", q, c->hidden),
                                         want_of(layer, "self_attn.k_proj", kv, c->hidden),
                                         want_of(layer, "self_attn.v_proj", kv, c->hidden)},
                                .n = 3,
                                .flags = MATRIX_ROTARY};
-    const struct build_matrix o = {.want = {want_of(layer, "self_attn.o_proj", c->hidden, q)}, .n = 1};
+    struct build_matrix o = {.want = {want_of(layer, "self_attn.o_proj", c->hidden, q)}, .n = 1};
     if (c->rope_interleaved)
         qkv.want[0].pairs = qkv.want[1].pairs = c->head_dim;
+    qkv.want[0].rows = o.want[0].cols = heads;
+    qkv.want[1].rows = qkv.want[2].rows = kv_heads;
     TRY(build_matrix(b, &l->qkv, &qkv));
     return build_matrix(b, &l->o, &o);
 }
 
-/* gate, up and down of one MLP. `width` counts `pad` columns that no file holds; fused: where an expert's
- * gate, up and down lie, or NULL. */
-static int load_mlp(struct build *b, const char *prefix, int width, int pad, const struct weight_fused *fused,
+/* How wide an MLP is: `all` columns, of which the last `pad` are in no file, and the rank's. */
+struct width {
+    int all, pad;
+    struct weight_range share;
+};
+
+/* Of the columns that a file holds, and the rank's with its zeros. */
+static struct width share_width(const struct build *b, int all, int pad, int part)
+{
+    const struct shard shard = b->m->opts.shard;
+    const int each = (all - pad) / (shard.world > 1 ? shard.world : 1);
+    return (struct width){all, pad, {shard.rank * each, part, each}};
+}
+
+static struct width width_of(const struct build *b, int moe)
+{
+    const struct model_config *c = &b->m->cfg;
+    if (c->llama4 && !moe)
+        return share_width(b, c->ffn_dense, c->ffn_dense_pad, b->m->part.ffn_dense);
+    return share_width(b, c->ffn, c->ffn_pad, b->m->part.ffn);
+}
+
+/* gate, up and down of one MLP; fused: where an expert's gate, up and down lie, or NULL. */
+static int load_mlp(struct build *b, const char *prefix, struct width width, const struct weight_fused *fused,
                     struct matrix *gate_up, struct matrix *down)
 {
-    const int hidden = b->m->cfg.hidden, stored = width - pad;
+    const int hidden = b->m->cfg.hidden, stored = width.all - width.pad;
     struct build_matrix first = {
         .want = {want_of(prefix, "gate_proj", stored, hidden), want_of(prefix, "up_proj", stored, hidden)},
         .n = 2,
@@ -43,7 +74,8 @@ static int load_mlp(struct build *b, const char *prefix, int width, int pad, con
         .fused = fused};
     struct build_matrix second = {
         .want = {want_of(prefix, "down_proj", hidden, stored)}, .n = 1, .fused = fused ? fused + 2 : NULL};
-    first.want[0].n_pad = first.want[1].n_pad = second.want[0].k_pad = pad;
+    first.want[0].n_pad = first.want[1].n_pad = second.want[0].k_pad = width.pad;
+    first.want[0].rows = first.want[1].rows = second.want[0].cols = width.share;
     TRY(build_matrix(b, gate_up, &first));
     return build_matrix(b, down, &second);
 }
@@ -61,7 +93,7 @@ static int load_expert(struct build *b, struct layer *l, const char *ffn, int i)
         snprintf(fused[part].name, sizeof fused[part].name, "%sexperts.%s", ffn,
                  part < 2 ? "gate_up_proj" : "down_proj");
     snprintf(prefix, sizeof prefix, "%.40sexperts.%d.", ffn, i);
-    return load_mlp(b, prefix, c->ffn, c->ffn_pad, fused, &l->expert_gate_up[i], &l->expert_down[i]);
+    return load_mlp(b, prefix, width_of(b, 1), fused, &l->expert_gate_up[i], &l->expert_down[i]);
 }
 
 static int load_moe(struct build *b, struct layer *l, const char *ffn)
@@ -76,7 +108,7 @@ static int load_moe(struct build *b, struct layer *l, const char *ffn)
     if (!l->expert_gate_up || !l->expert_down)
         FAIL(ERR_MEMORY, "model: out of memory for the books of %d experts", c->experts);
     TRY(build_matrix(b, &l->router, &router));
-    TRY(load_mlp(b, shared, c->ffn, c->ffn_pad, NULL, &l->gate_up, &l->down));
+    TRY(load_mlp(b, shared, width_of(b, 1), NULL, &l->gate_up, &l->down));
     for (int i = 0; i < c->experts; i++)
         TRY(load_expert(b, l, ffn, i));
     return 0;
@@ -115,6 +147,5 @@ int build_layer(struct build *b, int i)
     TRY(build_norm(b, name, &l->ffn_norm));
     if (l->kind & LAYER_MOE)
         return load_moe(b, l, ffn);
-    return load_mlp(b, ffn, c->llama4 ? c->ffn_dense : c->ffn, c->llama4 ? c->ffn_dense_pad : 0, NULL,
-                    &l->gate_up, &l->down);
+    return load_mlp(b, ffn, width_of(b, 0), NULL, &l->gate_up, &l->down);
 }

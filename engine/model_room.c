@@ -64,24 +64,27 @@ static double mlp_bytes(const struct model_config *c, int width, enum matrix_for
     return matrix_bytes(3.0 * c->hidden * width, 2.0 * width + c->hidden, form);
 }
 
-static double layer_bytes(const struct model_config *c, int kind, const struct build_forms *forms)
+static double layer_bytes(const struct model_config *c, const struct model_part *part, int kind,
+                          const struct build_forms *forms)
 {
-    const double heads = c->heads, kv_heads = c->kv_heads, hidden = c->hidden;
+    const double heads = part->heads, kv_heads = part->kv_heads, hidden = c->hidden;
     const double attention = matrix_bytes((2 * heads + 2 * kv_heads) * c->head_dim * hidden,
                                           (heads + 2 * kv_heads) * c->head_dim + hidden, forms->attention);
     const double norms = 2 * 4 * hidden;
     if (kind & LAYER_MOE)
-        return attention + norms + 2.0 * c->experts * hidden + mlp_bytes(c, c->ffn, forms->shared) +
-               c->experts * mlp_bytes(c, c->ffn, forms->experts);
-    return attention + norms + mlp_bytes(c, c->llama4 ? c->ffn_dense : c->ffn, forms->dense);
+        return attention + norms + 2.0 * c->experts * hidden + mlp_bytes(c, part->ffn, forms->shared) +
+               c->experts * mlp_bytes(c, part->ffn, forms->experts);
+    return attention + norms + mlp_bytes(c, c->llama4 ? part->ffn_dense : part->ffn, forms->dense);
 }
 
 /* Bytes on a device; embeddings in BF16. */
-static double bytes_needed(const struct model_config *c, const struct build_forms *forms)
+static double bytes_needed(const struct model *m, const struct build_forms *forms)
 {
-    double sum = 2.0 * c->vocab * c->hidden * (c->tied ? 1 : 2) + 4.0 * c->hidden;
+    const struct model_config *c = &m->cfg;
+    const double head = c->tied && m->part.vocab == c->vocab ? 0 : m->part.vocab;
+    double sum = 2.0 * (c->vocab + head) * c->hidden + 4.0 * c->hidden;
     for (int i = 0; i < c->layers; i++)
-        sum += layer_bytes(c, c->kind[i], forms);
+        sum += layer_bytes(c, &m->part, c->kind[i], forms);
     return sum;
 }
 
@@ -90,8 +93,8 @@ int build_check_room(const struct build *b, const struct build_forms *forms)
     static const struct build_forms least = {MATRIX_FP8, MATRIX_FP8, MATRIX_FP8, MATRIX_FP8};
     const struct model_config *cfg = &b->m->cfg;
     struct backend *be = b->m->be;
-    const double needed = bytes_needed(cfg, forms), room = (double)be->ops->available(be);
-    const double fp8 = bytes_needed(cfg, &least);
+    const double needed = bytes_needed(b->m, forms), room = (double)be->ops->available(be);
+    const double fp8 = bytes_needed(b->m, &least);
     if (needed <= room)
         return 0;
     if (fp8 <= room)

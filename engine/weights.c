@@ -77,6 +77,34 @@ int weights_has(const struct weights *from, const char *name)
     return checkpoint_has(from->ckpt, full);
 }
 
+/* What is taken along one side of a matrix: [first, first + stored) of the file, then zeros up to `all`. */
+struct span {
+    int first, stored, all;
+};
+
+static struct span span_of(const struct weight_range *range, int n, int pad)
+{
+    if (range->n == 0)
+        return (struct span){0, n, n + pad};
+    const int left = n > range->first ? n - range->first : 0;
+    return (struct span){range->first, left < range->stored ? left : range->stored, range->n};
+}
+
+static struct span rows_of(const struct weight_want *want)
+{
+    return span_of(&want->rows, want->n, want->n_pad);
+}
+
+static struct span cols_of(const struct weight_want *want)
+{
+    return span_of(&want->cols, want->k, want->k_pad);
+}
+
+int weights_cols(const struct weight_want *want)
+{
+    return cols_of(want).all;
+}
+
 /* The file's row that becomes row i. */
 static int row_of(const struct weight_want *want, int i)
 {
@@ -86,21 +114,36 @@ static int row_of(const struct weight_want *want, int i)
     return head + (r < half ? 2 * r : 2 * (r - half) + 1);
 }
 
+/* Numbers on their way to a copy. */
+struct move {
+    const struct weight_want *want;
+    struct view v;
+    const char *data;
+    struct span rows, cols;
+    size_t line; /* bytes from a row of the copy to the next */
+};
+
+/* Where the file has the first number of row `row` of the copy. */
+static size_t start_of(const struct move *m, int row)
+{
+    return m->v.start + (size_t)row_of(m->want, m->rows.first + row) * m->v.row_step +
+           (size_t)m->cols.first * m->v.col_step;
+}
+
 /* Rows [row, row + rows) of a matrix whose columns lie apart in the file, square by square: a square is read
  * along the file and written along the copy. A constant size makes each element one move. */
-static inline __attribute__((always_inline)) void gather(const struct weight_want *want, const struct view *v,
-                                                         const char *data, size_t size, int row, int rows,
+static inline __attribute__((always_inline)) void gather(const struct move *m, size_t size, int row, int rows,
                                                          char *to)
 {
     char square[BLOCK * BLOCK * 4];
     size_t from[BLOCK];
-    const size_t line = (size_t)(want->k + want->k_pad) * size;
+    const size_t line = m->line;
     for (int i = 0; i < rows; i++)
-        from[i] = (v->start + (size_t)row_of(want, row + i) * v->row_step) * size;
-    for (int left = 0; left < want->k; left += BLOCK) {
-        const int cols = want->k - left < BLOCK ? want->k - left : BLOCK;
+        from[i] = start_of(m, row + i) * size;
+    for (int left = 0; left < m->cols.stored; left += BLOCK) {
+        const int cols = m->cols.stored - left < BLOCK ? m->cols.stored - left : BLOCK;
         for (int col = 0; col < cols; col++) {
-            const char *at = data + (size_t)(left + col) * v->col_step * size;
+            const char *at = m->data + (size_t)(left + col) * m->v.col_step * size;
             for (int i = 0; i < rows; i++)
                 memcpy(square + ((size_t)i * BLOCK + (size_t)col) * size, at + from[i], size);
         }
@@ -110,41 +153,33 @@ static inline __attribute__((always_inline)) void gather(const struct weight_wan
     }
 }
 
-static void copy_rows(const struct weight_want *want, const struct view *v, const char *data, size_t size,
-                      int row, int rows, char *to)
+static void copy_rows(const struct move *m, size_t size, int row, int rows, char *to)
 {
-    const size_t line = (size_t)(want->k + want->k_pad) * size;
-    if (want->k_pad)
-        memset(to, 0, (size_t)rows * line);
-    for (int i = 0; v->col_step == 1 && i < rows; i++)
-        memcpy(to + (size_t)i * line, data + (v->start + (size_t)row_of(want, row + i) * v->row_step) * size,
-               (size_t)want->k * size);
-    if (v->col_step == 1)
+    const size_t line = m->line;
+    if (m->cols.all > m->cols.stored)
+        for (int i = 0; i < rows; i++)
+            memset(to + (size_t)i * line, 0, (size_t)m->cols.all * size);
+    for (int i = 0; m->v.col_step == 1 && i < rows; i++)
+        memcpy(to + (size_t)i * line, m->data + start_of(m, row + i) * size, (size_t)m->cols.stored * size);
+    if (m->v.col_step == 1)
         return;
     if (size == 1)
-        gather(want, v, data, 1, row, rows, to);
+        gather(m, 1, row, rows, to);
     else if (size == 2)
-        gather(want, v, data, 2, row, rows, to);
+        gather(m, 2, row, rows, to);
     else
-        gather(want, v, data, 4, row, rows, to);
+        gather(m, 4, row, rows, to);
 }
 
-/* The numbers as a packer reads them: row-major, without gaps, zeros appended. */
-static int arrange(struct weights *from, const struct weight_want *want, const struct view *v,
-                   struct weight *w)
+/* The numbers as a packer reads them: row-major, zeros appended. */
+static void arrange(const struct weights *from, const struct move *m, size_t size, char *to)
 {
-    const size_t size = dtype_size(dtype_of(w->tensor)), line = (size_t)(want->k + want->k_pad) * size;
-    const char *data = w->tensor->data;
-    char *to = buffer_take(from, (size_t)(want->n + want->n_pad) * line, &w->copy_bytes);
-    if (!to)
-        FAIL(ERR_MEMORY, "tensor '%s': out of memory for %zu bytes of it", w->tensor->name, w->copy_bytes);
-    w->copy = to;
 #pragma omp parallel for num_threads(from->threads) schedule(static) if (from->threads > 1)
-    for (int row = 0; row < want->n; row += BLOCK)
-        copy_rows(want, v, data, size, row, want->n - row < BLOCK ? want->n - row : BLOCK,
-                  to + (size_t)row * line);
-    memset(to + (size_t)want->n * line, 0, (size_t)want->n_pad * line);
-    return 0;
+    for (int row = 0; row < m->rows.stored; row += BLOCK)
+        copy_rows(m, size, row, m->rows.stored - row < BLOCK ? m->rows.stored - row : BLOCK,
+                  to + (size_t)row * m->line);
+    for (int row = m->rows.stored; row < m->rows.all; row++)
+        memset(to + (size_t)row * m->line, 0, (size_t)m->cols.all * size);
 }
 
 /* Element i of a tensor in the file, where nothing is aligned. */
@@ -188,17 +223,17 @@ static int read_scales(struct weights *from, const struct weight_want *want, con
 {
     const struct tensor *t = NULL;
     char name[FULL_NAME_MAX], rest[16];
-    const int rows = want->n + want->n_pad;
+    const struct span rows = rows_of(want);
     int n = 0;
     snprintf(rest, sizeof rest, "%cweight_scale", joint);
     full_name(from, name, base, rest);
     TRY_CTX(take_scales(from, name, joint == '.' ? want->n : 0, &t, &n), "the scale of F8_E4M3 '%s'",
             w->tensor->name);
-    w->scale = malloc((size_t)rows * sizeof *w->scale);
+    w->scale = malloc((size_t)rows.all * sizeof *w->scale);
     if (!w->scale)
         FAIL(ERR_MEMORY, "tensor '%s': out of memory for its scales", name);
-    for (int i = 0; i < rows; i++)
-        w->scale[i] = i >= want->n ? 1.0f : element(t, n == 1 ? 0 : (size_t)row_of(want, i));
+    for (int i = 0; i < rows.all; i++)
+        w->scale[i] = i >= rows.stored ? 1.0f : element(t, n == 1 ? 0 : (size_t)row_of(want, rows.first + i));
     snprintf(rest, sizeof rest, "%cinput_scale", joint);
     full_name(from, name, base, rest);
     if (checkpoint_has(from->ckpt, name)) {
@@ -208,17 +243,44 @@ static int read_scales(struct weights *from, const struct weight_want *want, con
     return 0;
 }
 
+/* A copy of what is taken; where a scale is still to be found, the whole row lies to the right of its share.
+ */
+static int lend_copy(struct weights *from, const struct weight_want *want, const struct view *v,
+                     struct weight *w)
+{
+    const size_t size = dtype_size(dtype_of(w->tensor));
+    const struct span share = cols_of(want), whole = {0, want->k, want->k};
+    const int after = want->scaled_here && size > 1 && share.stored < want->k ? want->k : 0;
+    const size_t row = (size_t)(share.all + after);
+    struct move m = {want, *v, w->tensor->data, rows_of(want), share, row * size};
+    w->copy = buffer_take(from, (size_t)m.rows.all * m.line, &w->copy_bytes);
+    if (!w->copy)
+        FAIL(ERR_MEMORY, "tensor '%s': out of memory for %zu bytes of it", w->tensor->name,
+             (size_t)m.rows.all * m.line);
+    arrange(from, &m, size, w->copy);
+    m.cols = whole;
+    if (after)
+        arrange(from, &m, size, (char *)w->copy + (size_t)share.all * size);
+    w->view = (struct matrix_view){0, row, 1, 0, after};
+    return 0;
+}
+
 /* w->tensor is taken. */
 static int lend(struct weights *from, const struct weight_want *want, const struct view *v, const char *base,
                 char joint, struct weight *w)
 {
     const enum dtype type = dtype_of(w->tensor);
-    const void *numbers = (const char *)w->tensor->data + v->start * dtype_size(type);
-    if (v->col_step != 1 || v->row_step != (size_t)want->k || want->n_pad || want->k_pad || want->pairs) {
-        TRY(arrange(from, want, v, w));
+    const struct span rows = rows_of(want), cols = cols_of(want);
+    const int padded = rows.all > rows.stored || cols.all > cols.stored;
+    const void *numbers = w->tensor->data;
+    w->view =
+        (struct matrix_view){v->start + (size_t)rows.first * v->row_step + (size_t)cols.first * v->col_step,
+                             v->row_step, v->col_step, cols.first, want->k - cols.first - cols.all};
+    if (!from->counts && ((v->col_step != 1 && !from->transposes) || padded || want->pairs)) {
+        TRY(lend_copy(from, want, v, w));
         numbers = w->copy;
     }
-    w->part = (struct matrix_part){.data = numbers, .dtype = type, .n = want->n + want->n_pad};
+    w->part = (struct matrix_part){.data = numbers, .dtype = type, .n = rows.all};
     if (type != DTYPE_FP8)
         return 0;
     TRY(read_scales(from, want, base, joint, w));
@@ -229,10 +291,12 @@ static int lend(struct weights *from, const struct weight_want *want, const stru
 
 static void lend_random(struct weights *from, const struct weight_want *want, struct weight *out)
 {
-    const float scale = 1.0f / sqrtf((float)(want->k + want->k_pad));
-    out->random = (struct synthetic){from->seed, from->next++, scale};
-    out->part =
-        (struct matrix_part){.data = &out->random, .dtype = DTYPE_SYNTHETIC, .n = want->n + want->n_pad};
+    const int k = want->k + want->k_pad;
+    const struct span rows = rows_of(want), cols = cols_of(want);
+    out->random = (struct synthetic){from->seed, from->next++, 1.0f / sqrtf((float)k)};
+    out->part = (struct matrix_part){.data = &out->random, .dtype = DTYPE_SYNTHETIC, .n = rows.all};
+    out->view = (struct matrix_view){(size_t)rows.first * (size_t)k + (size_t)cols.first, (size_t)k, 1,
+                                     cols.first, k - cols.first - cols.all};
 }
 
 static unsigned dtypes_of(const struct weight_want *want)

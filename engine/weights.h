@@ -13,20 +13,28 @@ struct weights {
     uint64_t seed;
     uint32_t next;           /* random: number of the next tensor */
     int threads;             /* of the host, for copies */
+    int counts;              /* nobody looks at the numbers: none are copied */
+    int transposes;          /* the packer's: transposed numbers are lent as they lie */
     void *spare[WEIGHTS_SPARE]; /* owned: buffers of matrices dropped, for those to come */
     size_t spare_bytes[WEIGHTS_SPARE];
 };
 
-/* A matrix [n, k] of the file, and what becomes of it: rows in another order, then zeros appended. */
+/* Some of the rows or columns: `stored` of the file at most, from `first` on, then zeros up to n; n 0: all. */
+struct weight_range {
+    int first, n, stored;
+};
+/* A matrix [n, k] of the file, and what becomes of it: rows in another order, then zeros appended, then a share taken. */
 struct weight_want {
     char name[WEIGHT_NAME_MAX]; /* without prefix and ".weight" */
     int n, k;
     int n_pad, k_pad; /* so many rows and columns of zeros */
     int pairs;        /* a head size: rows 2j and 2j + 1 of each head become j and j + pairs / 2; 0: as they are */
+    struct weight_range rows, cols; /* rows: whole heads where they are of pairs */
     int rounded;      /* FP8 numbers with scales will do, too */
+    int scaled_here;  /* other numbers will be rounded to FP8: what lies beside the columns taken must be readable, too */
 };
 
-/* Where the experts of a layer lie in one tensor [count, k, n], each transposed: outputs [first, first + want.n) of expert `index`. */
+/* Where the experts of a layer lie in one tensor [count, k, n], each transposed: outputs [first, first + want.n) of expert `index`, of which want.rows are some. */
 struct weight_fused {
     char name[WEIGHT_NAME_MAX]; /* without prefix */
     int count, index, n, first;
@@ -35,6 +43,7 @@ struct weight_fused {
 /* One matrix, valid until weights_drop and while it stays where it is: part.data may point into it. */
 struct weight {
     struct matrix_part part;
+    struct matrix_view view;     /* where its numbers lie in part.data */
     const struct tensor *tensor; /* borrowed from the checkpoint, or NULL */
     struct synthetic random;     /* what part.data is then */
     struct scaled rounded;       /* what part.data is of FP8 */
@@ -47,6 +56,7 @@ struct weight {
 /* ckpt NULL: random weights of this seed. */
 void weights_init(struct weights *from, struct checkpoint *ckpt, uint64_t seed, int threads);
 void weights_deinit(struct weights *from); /* a zeroed struct is fine */
+int  weights_cols(const struct weight_want *want); /* of the share */
 int  weights_has(const struct weights *from, const char *name);
 /* Random: N(0, 1/sqrt(k)), made where it is packed. From a file its numbers as stored, floats or FP8; a scale "NAME.weight_scale" of
  * one number ([] or [1]) or of one a row ([n] or [n, 1]) comes with FP8, and may come with an "NAME.input_scale" of one.

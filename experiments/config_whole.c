@@ -16,8 +16,9 @@ static enum model_numbers numbers(const char *word)
 
 struct model_opts config_numbers(const struct config *c)
 {
-    return (struct model_opts){numbers(c->model.weights), numbers(c->model.activations),
-                               numbers(c->model.kv)};
+    return (struct model_opts){.weights = numbers(c->model.weights),
+                               .activations = numbers(c->model.activations),
+                               .kv = numbers(c->model.kv)};
 }
 
 int config_numbers_as_stored(const struct config *c)

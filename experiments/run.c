@@ -7,6 +7,7 @@
 #include "experiments/commands.h"
 #include "experiments/config_whole.h"
 #include "experiments/run_cell.h"
+#include "experiments/run_plan.h"
 #include <argp.h>
 #include <errno.h>
 #include <stdio.h>
@@ -121,7 +122,7 @@ static int run_all(struct run *r)
 {
     TRY(check_cells(r));
     if (r->opts->dry_run)
-        return 0;
+        return run_plan(&r->cfg, (struct shard){0, 1});
     TRY(choose_path(r));
     TRY(log_config(&r->cfg));
     TRY(open_record(r));
@@ -210,7 +211,8 @@ static const struct argp_option options[] = {
     {"resume", KEY_RESUME, NULL, 0, "Continue the result file; answers that it has are not repeated", 0},
     {"force", KEY_FORCE, NULL, 0, "Replace the result file", 0},
     {"slice", KEY_SLICE, "I/N", 0, "Only prompts I, I + N, I + 2N, ...: one of N jobs", 0},
-    {"dry-run", KEY_DRY_RUN, NULL, 0, "Check everything but the model and print the cells", 0},
+    {"dry-run", KEY_DRY_RUN, NULL, 0,
+     "Check everything but the weights and print the cells and what would be loaded", 0},
     {"no-progress", KEY_NO_PROGRESS, NULL, 0, "No progress on stderr", 0},
     {0},
 };

@@ -38,6 +38,13 @@ struct matrix_part {
     enum dtype dtype; /* F32 and F16 are rounded to bf16, to nearest even */
     int n;
 };
+/* Where a part's numbers lie in its data: number (j, i) is element first + j * row_step + i * col_step. A part may be some columns
+ * of a matrix: `before` columns lie left of its first and `after` right of its last, and the scale of an output that is rounded to
+ * FP8 here is that of all of them, so that a share of a matrix has the numbers of the whole. */
+struct matrix_view {
+    size_t first, row_step, col_step;
+    int before, after;
+};
 enum matrix_flags {
     MATRIX_PLAIN = 0,
     MATRIX_INTERLEAVE = 1, /* exactly two parts of equal n % 16 == 0: G and U of a swiglu */
@@ -47,6 +54,7 @@ enum matrix_flags {
 /* What a matrix is made of. */
 struct matrix_source {
     const struct matrix_part *parts; /* [n_parts], stacked along n */
+    const struct matrix_view *views; /* [n_parts], or NULL: rows of k lie one behind the other */
     int n_parts, k;
     enum matrix_flags flags;
     enum matrix_form form; /* FP8: scale = largest magnitude of the output's weights / 448, numbers rounded to nearest even */
@@ -58,6 +66,7 @@ size_t matrix_packed_bytes(int n, int k); /* of data, in either form */
 /* Fill w->data, and w->scale of FP8, from parts stacked along n. The caller has set w->n (the sum of the parts' n), w->k, w->form, w->data
  * (matrix_packed_bytes bytes) and, for FP8, w->scale; w->bytes is set here. */
 void matrix_pack(struct matrix *w, const struct matrix_part *parts, int n_parts, enum matrix_flags flags, int threads);
+void matrix_pack_from(struct matrix *w, const struct matrix_source *from, int threads); /* MATRIX_ROTARY is as plain here */
 float matrix_at(const struct matrix *w, int row, int col); /* of a plain matrix, scale included */
 
 struct gemm {

@@ -36,13 +36,13 @@ static size_t place(int i)
     return (size_t)(i / 2) * 2 * MATRIX_PANEL + (size_t)(i % 2);
 }
 
-static float scale_of(const struct matrix_part *p, size_t first, int k)
+static float scale_of(const struct matrix_part *p, const struct matrix_view *v, int row, int k)
 {
     bf16 chunk[CHUNK];
     float most = 0;
-    for (int at = 0; at < k; at += CHUNK) {
-        const int n = k - at < CHUNK ? k - at : CHUNK;
-        gemm_part_read(p, first + (size_t)at, n, chunk);
+    for (int at = -v->before; at < k + v->after; at += CHUNK) {
+        const int n = k + v->after - at < CHUNK ? k + v->after - at : CHUNK;
+        gemm_part_row(p, v, row, at, n, chunk);
         for (int i = 0; i < n; i++)
             most = fmaxf(most, fabsf(bf16_to_f32(chunk[i])));
     }
@@ -50,16 +50,16 @@ static float scale_of(const struct matrix_part *p, size_t first, int k)
 }
 
 /* One output: row `row` of the part, to a lane of a panel. scale NULL: as it is. */
-static void pack_row(const struct matrix_part *p, int row, int k, float *scale, bf16 *lane)
+static void pack_row(const struct matrix_part *p, const struct matrix_view *v, int row, int k, float *scale,
+                     bf16 *lane)
 {
     bf16 chunk[CHUNK];
-    const size_t first = (size_t)row * (size_t)k;
     const int rounded = p->dtype == DTYPE_FP8;
     if (scale)
-        *scale = rounded ? ((const struct scaled *)p->data)->scale[row] : scale_of(p, first, k);
+        *scale = rounded ? ((const struct scaled *)p->data)->scale[row] : scale_of(p, v, row, k);
     for (int at = 0; at < k; at += CHUNK) {
         const int n = k - at < CHUNK ? k - at : CHUNK;
-        gemm_part_read(p, first + (size_t)at, n, chunk);
+        gemm_part_row(p, v, row, at, n, chunk);
         for (int i = 0; i < n; i++)
             lane[place(at + i)] =
                 scale && !rounded ? bf16_from_f32(fp8_to_f32(fp8_from_f32(bf16_to_f32(chunk[i]) / *scale)))
@@ -67,41 +67,51 @@ static void pack_row(const struct matrix_part *p, int row, int k, float *scale, 
     }
 }
 
-static void pack_panel(struct matrix *w, const struct matrix_part *parts, int panel, enum matrix_flags flags)
+static void pack_panel(struct matrix *w, const struct matrix_source *from, int panel)
 {
     size_t size = ((size_t)w->k + 1) / 2 * 2 * MATRIX_PANEL;
     bf16 *dst = (bf16 *)w->data + (size_t)panel * size;
     memset(dst, 0, size * sizeof(bf16));
     for (int lane = 0; lane < MATRIX_PANEL; lane++) {
-        const int output = flags == MATRIX_INTERLEAVE
+        const int output = from->flags == MATRIX_INTERLEAVE
                                ? panel % 2 * (w->n / 2) + panel / 2 * MATRIX_PANEL + lane
                                : panel * MATRIX_PANEL + lane;
         int part = 0, row = output;
         if (output >= w->n)
             break;
-        while (row >= parts[part].n)
-            row -= parts[part++].n;
-        pack_row(&parts[part], row, w->k, w->form == MATRIX_FP8 ? &w->scale[output] : NULL,
+        while (row >= from->parts[part].n)
+            row -= from->parts[part++].n;
+        const struct matrix_view view = gemm_part_view(from, part);
+        pack_row(&from->parts[part], &view, row, w->k, w->form == MATRIX_FP8 ? &w->scale[output] : NULL,
                  dst + (size_t)lane * 2);
     }
+}
+
+void matrix_pack_from(struct matrix *w, const struct matrix_source *from, int threads)
+{
+    int n = 0, panels = (w->n + MATRIX_PANEL - 1) / MATRIX_PANEL;
+    const struct matrix_part *parts = from->parts;
+    for (int i = 0; i < from->n_parts; i++) {
+        n += parts[i].n;
+        assert(parts[i].dtype != DTYPE_FP8 || w->form == MATRIX_FP8);
+    }
+    assert(n == w->n && from->k == w->k);
+    assert(from->flags != MATRIX_INTERLEAVE ||
+           (from->n_parts == 2 && parts[0].n == parts[1].n && parts[0].n % MATRIX_PANEL == 0));
+    w->bytes =
+        matrix_packed_bytes(w->n, w->k) + (w->form == MATRIX_FP8 ? (size_t)w->n * sizeof *w->scale : 0);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int panel = 0; panel < panels; panel++)
+        pack_panel(w, from, panel);
 }
 
 void matrix_pack(struct matrix *w, const struct matrix_part *parts, int n_parts, enum matrix_flags flags,
                  int threads)
 {
-    int n = 0, panels = (w->n + MATRIX_PANEL - 1) / MATRIX_PANEL;
-    for (int i = 0; i < n_parts; i++) {
-        n += parts[i].n;
-        assert(parts[i].dtype != DTYPE_FP8 || w->form == MATRIX_FP8);
-    }
-    assert(n == w->n);
-    assert(flags == MATRIX_PLAIN ||
-           (n_parts == 2 && parts[0].n == parts[1].n && parts[0].n % MATRIX_PANEL == 0));
-    w->bytes =
-        matrix_packed_bytes(w->n, w->k) + (w->form == MATRIX_FP8 ? (size_t)w->n * sizeof *w->scale : 0);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int panel = 0; panel < panels; panel++)
-        pack_panel(w, parts, panel, flags);
+    matrix_pack_from(w,
+                     &(struct matrix_source){
+                         .parts = parts, .n_parts = n_parts, .k = w->k, .flags = flags, .form = w->form},
+                     threads);
 }
 
 float matrix_at(const struct matrix *w, int row, int col)

@@ -49,34 +49,42 @@ int matrix_cuda_output(const struct matrix_source *from, int n, int tile, int ro
 }
 
 /* The part that output j comes from, and its row there. */
-static const struct matrix_part *source(const struct matrix_source *from, int j, int *row)
+static int source(const struct matrix_source *from, int j, int *row)
 {
-    const struct matrix_part *p = from->parts;
-    for (*row = j; *row >= p->n; p++)
-        *row -= p->n;
-    return p;
+    int part = 0;
+    for (*row = j; *row >= from->parts[part].n; part++)
+        *row -= from->parts[part].n;
+    return part;
 }
 
-static float scale_of(const struct matrix_part *p, size_t first, int k)
+static float scale_of(const struct matrix_part *p, const struct matrix_view *v, int row, int k)
 {
     float most = 0;
-    for (int i = 0; i < k; i++)
-        most = fmaxf(most, fabsf(bf16_to_f32(gemm_part_at(p, first + (size_t)i))));
-    return most > 0 ? most / FP8_MAX : 1.0f;
+    if (p->dtype == DTYPE_FP8)
+        return ((const struct scaled *)p->data)->scale[row];
+    for (int i = -v->before; i < k + v->after; i++) {
+        bf16 w;
+        gemm_part_row(p, v, row, i, 1, &w);
+        most = fmaxf(most, fabsf(bf16_to_f32(w)));
+    }
+    return gemm_part_scale(most);
 }
 
 static void pack_output(const struct matrix_source *from, int j, int row_of_tile, void *tile, float *scale)
 {
     int row;
-    const struct matrix_part *p = source(from, j, &row);
-    const size_t first = (size_t)row * (size_t)from->k;
+    const int part = source(from, j, &row);
+    const struct matrix_part *p = &from->parts[part];
+    const struct matrix_view v = gemm_part_view(from, part);
     if (from->form == MATRIX_FP8)
-        scale[j] = scale_of(p, first, from->k);
+        scale[j] = scale_of(p, &v, row, from->k);
     for (int i = 0; i < from->k; i++) {
-        const bf16 w = gemm_part_at(p, first + (size_t)i);
+        bf16 w;
+        gemm_part_row(p, &v, row, i, 1, &w);
         const size_t at = place(row_of_tile, i, from->form);
         if (from->form == MATRIX_FP8)
-            ((uint8_t *)tile)[at] = fp8_from_f32(bf16_to_f32(w) / scale[j]);
+            ((uint8_t *)tile)[at] =
+                fp8_from_f32(p->dtype == DTYPE_FP8 ? bf16_to_f32(w) : bf16_to_f32(w) / scale[j]);
         else
             ((bf16 *)tile)[at] = w;
     }

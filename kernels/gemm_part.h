@@ -41,6 +41,24 @@ static inline void gemm_part_read(const struct matrix_part *p, size_t first, int
     }
 }
 
+/* Where part `part` of a source lies. */
+static inline struct matrix_view gemm_part_view(const struct matrix_source *from, int part)
+{
+    return from->views ? from->views[part] : (struct matrix_view){0, (size_t)from->k, 1, 0, 0};
+}
+
+/* Numbers (row, col) .. (row, col + n - 1); col may lie left of the part's first. */
+static inline void gemm_part_row(const struct matrix_part *p, const struct matrix_view *v, int row, int col, int n, bf16 *out)
+{
+    const size_t start = v->first + (size_t)row * v->row_step;
+    const size_t first = col < 0 ? start - (size_t)-col * v->col_step : start + (size_t)col * v->col_step;
+    if (v->col_step == 1)
+        gemm_part_read(p, first, n, out);
+    else
+        for (int i = 0; i < n; i++)
+            out[i] = gemm_part_at(p, first + (size_t)i * v->col_step);
+}
+
 /* Of an output whose largest magnitude is `most`. */
 KERN_FN float gemm_part_scale(float most)
 {

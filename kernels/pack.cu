@@ -1,7 +1,7 @@
 /* pack: a warp makes the 16-byte words of its lanes: of a tile's rows r and r + 8 and a step of 16 inputs, four lanes
  * need the pairs {2 p, 2 p + 1} and {2 p + 8, 2 p + 9}. Each lane reads (or makes: one Philox call) four neighbours of
  * either row, and one exchange with the lane beside it gives both their pairs, so that nothing is read or made twice.
- * launch   FP8 first the scales: grid ceil(16 tiles / 8), block 256, a warp an output. Then grid [tiles, ceil(words / 64)],
+ * launch   FP8 that is rounded here first the scales: grid ceil(16 tiles / 8), block 256, a warp an output. Then grid [tiles, ceil(words / 64)],
  *          block 256, a warp eight words
  * moves    the rows once (FP8: twice) and the matrix once
  * roof     rows: the link they come through. Counters: 30 instructions for a number in BF16, by the machine code, so that
@@ -24,8 +24,11 @@ struct view {
         uint32_t tensor;
         float scale;
         int n;
+        size_t first, row_step; /* of its numbers among the tensor's */
     } part[PACK_PARTS];
-    int n, k, tile, tiles, head_dim;
+    size_t row_step, col_step; /* of rows */
+    int n, k, before, after, tile, tiles, head_dim;
+    int quads; /* four neighbours that begin at a multiple of four lie so in memory */
     enum matrix_flags flags;
 };
 
@@ -54,17 +57,21 @@ static __device__ int output_of(const struct view *a, int tile, int row)
 static __device__ struct place place_of(const struct view *a, int tile, int row)
 {
     struct place p = {0, output_of(a, tile, row), {a->seed, 0, 0}};
-    int at = a->rows ? (tile - a->tile) * TILE + row : p.output, begin = 0;
+    int begin = 0;
 #pragma unroll
     for (int i = 0; i < PACK_PARTS; i++) {
         if (!a->rows && p.output >= begin && p.output < begin + a->part[i].n) {
-            at = p.output - begin;
+            p.first = a->part[i].first + (size_t)(p.output - begin) * a->part[i].row_step;
             p.numbers.tensor = a->part[i].tensor;
             p.numbers.scale = a->part[i].scale;
         }
         begin += a->part[i].n;
     }
-    p.first = p.output < 0 ? 0 : (size_t)at * (size_t)a->k;
+    if (a->rows && p.output >= 0) {
+        const int at = a->col_step > 1 ? pack_transposed_row(a->flags, a->tiles, tile - a->tile, row)
+                                       : (tile - a->tile) * TILE + row;
+        p.first = (size_t)at * a->row_step + (size_t)a->before * a->col_step;
+    }
     return p;
 }
 
@@ -102,11 +109,13 @@ static __device__ bf16 number(const struct view *a, const struct place *p, size_
         return synthetic_at(&p->numbers, i);
     if (TYPE == DTYPE_F32)
         return bf16_from_f32(((const float *)a->rows)[i]);
+    if (TYPE == DTYPE_FP8)
+        return bf16_from_f32(fp8_to_f32(((const uint8_t *)a->rows)[i]));
     const uint16_t h = ((const uint16_t *)a->rows)[i];
     return TYPE == DTYPE_BF16 ? h : bf16_from_f32(f16_to_f32(h));
 }
 
-/* Four at once, where k is a multiple of four: rows then begin at whole groups. */
+/* Four at once, where quads says that rows begin at whole groups. */
 template <enum dtype TYPE>
 static __device__ uint2 whole(const struct view *a, const struct place *p, size_t group)
 {
@@ -120,6 +129,11 @@ static __device__ uint2 whole(const struct view *a, const struct place *p, size_
         return make_uint2(two(bf16_from_f32(f.x), bf16_from_f32(f.y)),
                           two(bf16_from_f32(f.z), bf16_from_f32(f.w)));
     }
+    if (TYPE == DTYPE_FP8) {
+        const uchar4 h = ((const uchar4 *)a->rows)[group];
+        return make_uint2(two(bf16_from_f32(fp8_to_f32(h.x)), bf16_from_f32(fp8_to_f32(h.y))),
+                          two(bf16_from_f32(fp8_to_f32(h.z)), bf16_from_f32(fp8_to_f32(h.w))));
+    }
     if (TYPE == DTYPE_F16) {
         const ushort4 h = ((const ushort4 *)a->rows)[group];
         return make_uint2(two(bf16_from_f32(f16_to_f32(h.x)), bf16_from_f32(f16_to_f32(h.y))),
@@ -128,17 +142,18 @@ static __device__ uint2 whole(const struct view *a, const struct place *p, size_
     return ((const uint2 *)a->rows)[group];
 }
 
-/* Inputs 4 q .. 4 q + 3 of an output, zero past the last. */
-template <enum dtype TYPE> static __device__ uint2 four(const struct view *a, const struct place *p, int q)
+/* Inputs 4 q .. 4 q + 3 of an output, zero from n on. */
+template <enum dtype TYPE>
+static __device__ uint2 four(const struct view *a, const struct place *p, int q, int n)
 {
     bf16 v[4];
-    if (p->output < 0 || q * 4 >= a->k)
+    if (p->output < 0 || q * 4 >= n)
         return make_uint2(0, 0);
-    if (a->k % 4 == 0)
+    if (a->quads)
         return whole<TYPE>(a, p, p->first / 4 + (size_t)q);
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        v[i] = q * 4 + i < a->k ? number<TYPE>(a, p, p->first + (size_t)(q * 4 + i)) : 0;
+        v[i] = q * 4 + i < n ? number<TYPE>(a, p, p->first + (size_t)(q * 4 + i) * a->col_step) : 0;
     return make_uint2(two(v[0], v[1]), two(v[2], v[3]));
 }
 
@@ -150,9 +165,12 @@ template <enum dtype TYPE> static __global__ void __launch_bounds__(THREADS) sca
     launch_wait();
     if (at >= a.tiles * TILE)
         return;
-    const struct place p = place_of(&a, a.tile + at / TILE, at % TILE);
-    for (int q = lane; q * 4 < a.k; q += 32) {
-        const uint2 f = four<TYPE>(&a, &p, q);
+    const int n = a.before + a.k + a.after;
+    struct place p = place_of(&a, a.tile + at / TILE, at % TILE);
+    if (p.output >= 0)
+        p.first -= (size_t)a.before * a.col_step;
+    for (int q = lane; q * 4 < n; q += 32) {
+        const uint2 f = four<TYPE>(&a, &p, q, n);
         most = fmaxf(most, fmaxf(fabsf(low_of(f.x)), fabsf(high_of(f.x))));
         most = fmaxf(most, fmaxf(fabsf(low_of(f.y)), fabsf(high_of(f.y))));
     }
@@ -177,7 +195,7 @@ static __device__ void pairs(const struct view *a, const struct place *row, floa
                              uint32_t pair[2])
 {
     const int p = threadIdx.x % 4, odd = p % 2;
-    const uint2 f = four<TYPE>(a, row, step * 4 + p / 2 + odd * 2);
+    const uint2 f = four<TYPE>(a, row, step * 4 + p / 2 + odd * 2, a->k);
     const uint32_t low = encode<FORM>(f.x, scale), high = encode<FORM>(f.y, scale);
     const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? low : high, 1);
     pair[0] = odd ? got : low;
@@ -198,7 +216,7 @@ static __global__ void __launch_bounds__(THREADS) pack_kernel(const struct view 
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         row[i] = place_of(&a, tile, lane / 4 + i * 8);
-        scale[i] = FORM == MATRIX_FP8 && row[i].output >= 0 ? a.scale[row[i].output] : 1.0f;
+        scale[i] = FORM == MATRIX_FP8 && TYPE != DTYPE_FP8 && row[i].output >= 0 ? a.scale[row[i].output] : 1.0f;
     }
     uint4 *to = (uint4 *)a.to + ((size_t)tile * (size_t)words + (size_t)first) * 32 + (size_t)lane;
     for (int word = first; word < first + EACH && word < words; word++, to += 32) {
@@ -231,8 +249,18 @@ template <enum dtype TYPE> static int launch_form(const struct view *a, enum mat
                                  .stream = stream};
     if (form != MATRIX_FP8)
         return launch_kernel(&packs, pack_kernel<TYPE, MATRIX_BF16>, *a);
+    if (TYPE == DTYPE_FP8)
+        return launch_kernel(&packs, pack_kernel<TYPE, MATRIX_FP8>, *a);
     const int rc = launch_kernel(&scales, scale_kernel<TYPE>, *a);
     return rc ? rc : launch_kernel(&packs, pack_kernel<TYPE, MATRIX_FP8>, *a);
+}
+
+static int quads(const struct view *v, int parts)
+{
+    size_t all = (size_t)v->k | (size_t)v->before | (size_t)v->after | v->row_step;
+    for (int i = 0; !v->rows && i < parts; i++)
+        all |= v->part[i].first | v->part[i].row_step;
+    return v->col_step == 1 && all % 4 == 0;
 }
 
 KERN_API int pack_cuda(const struct pack *a, void *stream)
@@ -243,6 +271,10 @@ KERN_API int pack_cuda(const struct pack *a, void *stream)
     v.to = a->to;
     v.scale = a->scale;
     v.k = from->k;
+    v.row_step = a->row_step ? a->row_step : (size_t)from->k;
+    v.col_step = a->col_step ? a->col_step : 1;
+    v.before = a->before;
+    v.after = a->after;
     v.tile = a->tile;
     v.tiles = a->tiles;
     v.head_dim = from->head_dim;
@@ -255,8 +287,15 @@ KERN_API int pack_cuda(const struct pack *a, void *stream)
             v.part[i].tensor = s->tensor;
             v.part[i].scale = s->scale;
             v.part[i].n = from->parts[i].n;
+            v.part[i].first = from->views ? from->views[i].first : 0;
+            v.part[i].row_step = from->views ? from->views[i].row_step : (size_t)from->k;
         }
     }
+    if (!a->rows && from->views) {
+        v.before = from->views[0].before;
+        v.after = from->views[0].after;
+    }
+    v.quads = quads(&v, from->n_parts);
     if (!a->rows)
         return launch_form<DTYPE_SYNTHETIC>(&v, from->form, stream);
     switch (a->dtype) {
@@ -264,6 +303,8 @@ KERN_API int pack_cuda(const struct pack *a, void *stream)
         return launch_form<DTYPE_F32>(&v, from->form, stream);
     case DTYPE_F16:
         return launch_form<DTYPE_F16>(&v, from->form, stream);
+    case DTYPE_FP8:
+        return launch_form<DTYPE_FP8>(&v, MATRIX_FP8, stream);
     default:
         return launch_form<DTYPE_BF16>(&v, from->form, stream);
     }

@@ -232,6 +232,126 @@ START_TEST(a_matrix_of_the_backend_is_what_the_host_packs)
 }
 END_TEST
 
+/* Numbers rounded before and numbers that lie transposed, whole and as some columns of more: sources with
+ * views. */
+struct viewed {
+    struct sample a;
+    struct scaled scaled[2];
+    struct matrix_view views[2];
+    float *scales; /* owned [2 n] */
+    void *numbers; /* owned */
+};
+
+enum { VIEW_BEFORE = 12, VIEW_AFTER = 20, VIEW_LEFT = 8 };
+
+static void viewed_init(struct viewed *w, int n, int k, int parts, enum dtype dtype, enum matrix_form form,
+                        int apart)
+{
+    const int whole = VIEW_BEFORE + k + VIEW_AFTER, outputs = VIEW_LEFT + parts * n;
+    const size_t count = (size_t)outputs * (size_t)whole, stride = apart ? (size_t)outputs : (size_t)whole;
+    *w = (struct viewed){.scales = malloc((size_t)outputs * sizeof(float)), .numbers = malloc(count * 4)};
+    ck_assert(w->scales && w->numbers);
+    for (size_t i = 0; i < count; i++) {
+        const uint32_t bits = philox(6, 0, 0, 0, (uint32_t)i).v[0];
+        if (dtype == DTYPE_FP8)
+            ((uint8_t *)w->numbers)[i] = (bits & 0x7f) == 0x7f ? 1 : (uint8_t)bits;
+        else
+            put_number((char *)w->numbers + i * dtype_size(dtype), 0, bits, dtype);
+    }
+    for (int i = 0; i < outputs; i++)
+        w->scales[i] = 0.001f * (float)(i + 1);
+    struct sample *a = &w->a;
+    for (int i = 0; i < parts; i++) {
+        const size_t output = (size_t)(VIEW_LEFT + i * n);
+        w->scaled[i] = (struct scaled){w->numbers, w->scales + output};
+        w->views[i] =
+            (struct matrix_view){apart ? VIEW_BEFORE * stride + output : output * stride + VIEW_BEFORE,
+                                 apart ? 1 : stride, apart ? stride : 1, VIEW_BEFORE, VIEW_AFTER};
+        a->parts[i] = (struct matrix_part){
+            .data = dtype == DTYPE_FP8 ? (const void *)&w->scaled[i] : w->numbers, .dtype = dtype, .n = n};
+    }
+    a->n = parts * n;
+    a->from = (struct matrix_source){.parts = a->parts,
+                                     .views = w->views,
+                                     .n_parts = parts,
+                                     .k = k,
+                                     .flags = parts == 2 ? MATRIX_INTERLEAVE : MATRIX_PLAIN,
+                                     .form = form};
+    a->bytes = matrix_cuda_bytes(a->n, k, form);
+    a->packed = malloc(a->bytes);
+    a->device_packed = malloc(a->bytes);
+    a->scale = calloc((size_t)a->n, sizeof *a->scale);
+    a->device_scale = calloc((size_t)a->n, sizeof *a->device_scale);
+    ck_assert(a->packed && a->device_packed && a->scale && a->device_scale);
+    snprintf(a->what, sizeof a->what, "view of [%d, %d], %s, dtype %d, %s", a->n, k,
+             form == MATRIX_FP8 ? "FP8" : "BF16", (int)dtype, apart ? "transposed" : "rows");
+    matrix_pack_cuda(a->packed, a->scale, &a->from);
+}
+
+static void viewed_deinit(struct viewed *w)
+{
+    free(w->a.packed), free(w->a.device_packed), free(w->a.scale), free(w->a.device_scale);
+    free(w->scales), free(w->numbers);
+}
+
+/* The last one is more than a buffer of the ring, in FP8, too. */
+static const struct {
+    int n, k, parts;
+} viewed_shapes[] = {{16, 16, 1}, {37, 33, 1}, {48, 100, 2}, {96, 64, 2}, {1040, 2048, 2}, {5120, 2048, 1}};
+
+START_TEST(shares_stored_in_fp8_or_transposed_are_what_the_host_packs)
+{
+    static const enum dtype types[] = {DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_FP8};
+    for (int type = 0; type < 4; type++)
+        for (int form = types[type] == DTYPE_FP8 ? MATRIX_FP8 : MATRIX_BF16; form <= MATRIX_FP8; form++)
+            for (int apart = 0; apart < 2; apart++) {
+                struct viewed w;
+                viewed_init(&w, viewed_shapes[_i].n, viewed_shapes[_i].k, viewed_shapes[_i].parts,
+                            types[type], (enum matrix_form)form, apart);
+                check_matrix(&w.a);
+                viewed_deinit(&w);
+            }
+}
+END_TEST
+
+/* Numbers rounded before beside others: the host packs those. */
+START_TEST(a_matrix_of_fp8_and_bf16_parts_is_what_the_host_packs)
+{
+    const struct shape s = {{32, 32}, 2, 64, MATRIX_INTERLEAVE, 0};
+    struct sample a;
+    struct viewed w;
+    sample_init(&a, &s, DTYPE_BF16, MATRIX_FP8);
+    viewed_init(&w, 32, 64, 1, DTYPE_FP8, MATRIX_FP8, 0);
+    const struct matrix_part stored = a.parts[1];
+    const struct matrix_view views[2] = {{0, 64, 1, 0, 0}, w.views[0]};
+    a.parts[1] = w.a.parts[0];
+    a.from.views = views;
+    matrix_pack_cuda(a.packed, a.scale, &a.from);
+    check_matrix(&a);
+    a.parts[1] = stored;
+    viewed_deinit(&w);
+    sample_deinit(&a);
+}
+END_TEST
+
+/* Random shares: the counters are the whole matrix's, and so are the scales. */
+START_TEST(a_share_of_a_random_matrix_is_what_the_host_packs)
+{
+    const struct shape s = {{32, 32}, 2, 64, MATRIX_INTERLEAVE, 0};
+    for (int form = MATRIX_BF16; form <= MATRIX_FP8; form++)
+        for (int before = 0; before < 8; before += 3) {
+            struct sample a;
+            sample_init(&a, &s, DTYPE_SYNTHETIC, (enum matrix_form)form);
+            const struct matrix_view v = {(size_t)(5 * 100 + before), 100, 1, before, 100 - 64 - before};
+            const struct matrix_view views[2] = {v, v};
+            a.from.views = views;
+            matrix_pack_cuda(a.packed, a.scale, &a.from);
+            check_matrix(&a);
+            sample_deinit(&a);
+        }
+}
+END_TEST
+
 /* 40 MiB of rows: every buffer of the ring is used more than once, so one refilled too early would show. */
 START_TEST(a_matrix_of_many_pieces_is_whole)
 {
@@ -288,6 +408,10 @@ int main(void)
     TCase *c = tcase_create("cuda_pack");
     tcase_add_loop_test(c, rows_packed_in_pieces_are_what_the_host_packs, 0, N_SHAPES);
     tcase_add_loop_test(c, a_matrix_of_the_backend_is_what_the_host_packs, 0, N_SHAPES);
+    tcase_add_loop_test(c, shares_stored_in_fp8_or_transposed_are_what_the_host_packs, 0,
+                        sizeof viewed_shapes / sizeof *viewed_shapes);
+    tcase_add_test(c, a_matrix_of_fp8_and_bf16_parts_is_what_the_host_packs);
+    tcase_add_test(c, a_share_of_a_random_matrix_is_what_the_host_packs);
     tcase_add_test(c, a_matrix_of_many_pieces_is_whole);
     tcase_add_loop_test(c, a_synthetic_model_has_the_bytes_of_its_form, 0, 2);
     tcase_add_test(c, inputs_past_a_buffer_are_refused);

@@ -306,12 +306,15 @@ START_TEST(a_prompt_that_does_not_fit_is_named)
 }
 END_TEST
 
-START_TEST(a_dry_run_loads_no_model_and_writes_nothing)
+START_TEST(a_dry_run_misses_what_a_run_would_and_writes_nothing)
 {
     char weights[128];
     snprintf(weights, sizeof weights, "%s/model.safetensors", toy.model);
-    unlink(weights);
     ck_assert_int_eq(run_with(toy.out, "", (struct run_opts){.dry_run = 1}), 0);
+    ck_assert_int_ne(access(toy.out, F_OK), 0);
+    unlink(weights);
+    ck_assert_int_eq(run_with(toy.out, "", (struct run_opts){.dry_run = 1}), ERR_IO);
+    ck_assert_ptr_nonnull(strstr(err_text(), "expected model.safetensors"));
     ck_assert_int_ne(access(toy.out, F_OK), 0);
     ck_assert_int_ne(run_with(toy.out, "", (struct run_opts){0}), 0);
     ck_assert_int_ne(access(toy.out, F_OK), 0);
@@ -374,7 +377,7 @@ int main(void)
     tcase_add_test(tc, slices_share_the_prompts_between_jobs);
     tcase_add_test(tc, an_answer_that_fills_the_context_says_so);
     tcase_add_test(tc, a_prompt_that_does_not_fit_is_named);
-    tcase_add_test(tc, a_dry_run_loads_no_model_and_writes_nothing);
+    tcase_add_test(tc, a_dry_run_misses_what_a_run_would_and_writes_nothing);
     tcase_add_test(tc, an_existing_file_is_kept_without_force);
     tcase_add_test(tc, resuming_a_complete_file_repeats_nothing);
     tcase_add_test(tc, one_file_has_one_trace_level);
