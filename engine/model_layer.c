@@ -3,6 +3,7 @@
 #include "engine/err.h"
 #include "engine/log.h"
 #include "engine/model_build.h"
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -14,6 +15,13 @@ static struct weight_want want_of(const char *prefix, const char *name, int n, i
     return want;
 }
 
+/* Of a random matrix whose outputs are added to the rows, before experts: all 2 * layers sums together are then
+ * at most as large as the embedding, and rows of one text stay as different as their tokens. 0: as all others. */
+static float spread_of_sum(const struct model_config *c, int k)
+{
+    return c->experts && !c->tied ? 1.0f / sqrtf(2.0f * (float)c->layers * (float)k) : 0;
+}
+
 static int load_attention(struct build *b, struct layer *l, const char *layer)
 {
     const struct model_config *c = &b->m->cfg;
@@ -23,7 +31,8 @@ static int load_attention(struct build *b, struct layer *l, const char *layer)
                                         want_of(layer, "self_attn.v_proj", kv, c->hidden)},
                                .n = 3,
                                .flags = MATRIX_ROTARY};
-    const struct build_matrix o = {.want = {want_of(layer, "self_attn.o_proj", c->hidden, q)}, .n = 1};
+    struct build_matrix o = {.want = {want_of(layer, "self_attn.o_proj", c->hidden, q)}, .n = 1};
+    o.want[0].spread = spread_of_sum(c, q);
     if (c->rope_interleaved)
         qkv.want[0].pairs = qkv.want[1].pairs = c->head_dim;
     TRY(build_matrix(b, &l->qkv, &qkv));
@@ -43,6 +52,7 @@ static int load_mlp(struct build *b, const char *prefix, int width, int pad, con
         .fused = fused};
     struct build_matrix second = {
         .want = {want_of(prefix, "down_proj", hidden, stored)}, .n = 1, .fused = fused ? fused + 2 : NULL};
+    second.want[0].spread = spread_of_sum(&b->m->cfg, width);
     first.want[0].n_pad = first.want[1].n_pad = second.want[0].k_pad = pad;
     TRY(build_matrix(b, gate_up, &first));
     return build_matrix(b, down, &second);
@@ -69,6 +79,7 @@ static int load_moe(struct build *b, struct layer *l, const char *ffn)
     const struct model_config *c = &b->m->cfg;
     struct build_matrix router = {
         .want = {want_of(ffn, "router", c->experts, c->hidden)}, .n = 1, .exact = 1};
+    router.want[0].norms = b->router;
     char shared[WEIGHT_NAME_MAX / 2];
     snprintf(shared, sizeof shared, "%.40sshared_expert.", ffn);
     l->expert_gate_up = calloc((size_t)c->experts, sizeof *l->expert_gate_up);

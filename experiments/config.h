@@ -35,6 +35,7 @@ struct config {
         long synthetic_seed;
         int max_context;
     } model;
+    struct { double expert_skew; } synthetic;
     struct { char *kind, *isa; int index, threads, graph; } device;
     struct {
         char *strategy, *reference;

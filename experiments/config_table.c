@@ -83,7 +83,7 @@ static const struct config_option table[] = {
     TEXT("name", name, "experiment", "names the experiment in tables and messages"),
 
     TEXT("model.path", model.path, "", "directory with config.json, tokenizer.json and safetensors"),
-    TEXT("model.synthetic", model.synthetic, "", "random weights of a published shape (llama-3.1-8b, ...) instead of model.path's"),
+    TEXT("model.synthetic", model.synthetic, "", "random weights of a published shape (llama-3.1-8b, maverick, scout, ...) instead of model.path's"),
     {.key = "model.synthetic_seed", .type = CONFIG_INT, .store = CONFIG_AS_LONG, AT(model.synthetic_seed), .def = "1", .lo = 0,
      .hi = (double)LONG_MAX, .help = "of the random weights"},
     CHOICE("model.weights", model.weights, "bf16", number_choice, "bf16: as stored; fp8: E4M3 with a scale per output row, made at load"),
@@ -91,6 +91,10 @@ static const struct config_option table[] = {
            "fp8: rounded to E4M3 with a scale per token before each product; needs model.weights fp8"),
     CHOICE("model.kv", model.kv, "bf16", number_choice, "cells of the key/value cache; bf16 is f32 on the CPU"),
     INT("model.max_context", model.max_context, "0", 0, 1 << 20, "most tokens of one text; 0: what the workload needs"),
+
+    REAL("synthetic.expert_skew", synthetic.expert_skew, "0", 0, 1.5,
+         "model.synthetic with experts: of all tokens about a share of 1 / (1 + e)^skew goes to expert e first, by the norms of the router's "
+         "rows; 0: alike"),
 
     CHOICE("device.kind", device.kind, "cpu", device_choice, "what computes"),
     INT("device.index", device.index, "0", 0, 1023, "which GPU, from 0; the CPU ignores it"),

@@ -17,7 +17,7 @@ static enum model_numbers numbers(const char *word)
 struct model_opts config_numbers(const struct config *c)
 {
     return (struct model_opts){numbers(c->model.weights), numbers(c->model.activations),
-                               numbers(c->model.kv)};
+                               numbers(c->model.kv), (float)c->synthetic.expert_skew};
 }
 
 int config_numbers_as_stored(const struct config *c)
