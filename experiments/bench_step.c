@@ -5,6 +5,7 @@
 #include "engine/clock.h"
 #include "engine/err.h"
 #include "experiments/bench.h"
+#include "experiments/bench_project.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -96,6 +97,23 @@ static void print_prefill(const struct point *p)
            1e3 * p->host.p90);
 }
 
+static void print_projections(const struct bench *b, const struct points *all)
+{
+    struct projection p;
+    if (!b->project || projection_named(b->project, &p))
+        return;
+    p.al = b->al > 0 ? b->al : p.al;
+    p.draft_s = 1e-3 * b->draft_ms;
+    p.collective_s = b->collective_us > 0 ? 1e-6 * b->collective_us : p.collective_s;
+    for (int i = 0; i < all->n; i++) {
+        const struct point *at = &all->at[i];
+        const struct projected_from from = {at->rows,  at->context,       b->m.cfg.layers,          1,
+                                            at->bytes, at->device.median, bench_floor(b, at->bytes)};
+        if (at->device.median > 0)
+            projection_print(&p, &from, stdout);
+    }
+}
+
 static void print_table(const struct bench *b, const struct points *all)
 {
     bench_print_head(b);
@@ -159,8 +177,10 @@ int bench_step(struct bench *b)
     int rc = measure_all(b, all);
     if (rc == 0 && b->json)
         rc = print_json(b, all);
-    else if (rc == 0)
+    else if (rc == 0) {
         print_table(b, all);
+        print_projections(b, all);
+    }
     free(all);
     return rc;
 }
