@@ -89,11 +89,16 @@ int build_norm(struct build *b, const char *name, float **out)
     return build_floats(b->m->be, b->vector, b->m->cfg.hidden, out);
 }
 
+/* A random embedding before experts is as large as what layers add to it: a row's own token, not the text
+ * that it shares with its neighbours, decides where it goes. */
 static int load_ends(struct build *b)
 {
     struct model *m = b->m;
     const struct weight_range share = {m->part.vocab_first, m->part.vocab, m->part.vocab};
-    const struct weight_want embed = {.name = "model.embed_tokens", .n = m->cfg.vocab, .k = m->cfg.hidden};
+    const struct weight_want embed = {.name = "model.embed_tokens",
+                                      .n = m->cfg.vocab,
+                                      .k = m->cfg.hidden,
+                                      .spread = m->cfg.experts && !m->cfg.tied ? 1.0f : 0};
     struct weight_want head = {.name = "lm_head", .n = m->cfg.vocab, .k = m->cfg.hidden, .rows = share};
     TRY(build_norm(b, "model.norm", &m->norm));
     const uint32_t embed_number = b->from.next;
@@ -137,6 +142,12 @@ static int load_all(struct build *b)
     b->vector = malloc((size_t)staging * sizeof *b->vector);
     if (!m->layers || !b->vector)
         FAIL(ERR_MEMORY, "model: out of memory for the books of %d layers", c->layers);
+    if (!b->from.ckpt && c->experts) {
+        b->router = malloc((size_t)c->experts * sizeof *b->router);
+        if (!b->router)
+            FAIL(ERR_MEMORY, "model: out of memory for the router's norms");
+        TRY(build_router_norms(c->experts, m->opts.expert_skew, b->router));
+    }
     TRY(load_ends(b));
     for (int i = 0; i < c->layers; i++)
         TRY(build_layer(b, i));
@@ -209,6 +220,7 @@ static int build_from(struct model *m, struct backend *be, const struct model_co
     if (rc == 0)
         log_model(&b, &forms);
     weights_deinit(&b.from);
+    free(b.router);
     free(b.vector);
     if (rc)
         model_deinit(&new);
@@ -276,6 +288,12 @@ int model_synthetic(struct model *m, struct backend *be, const struct model_conf
 {
     TRY(build_from(m, be, cfg, NULL, seed, opts));
     m->fingerprint = synthetic_fingerprint(cfg, seed);
+    if (m->opts.expert_skew != 0) {
+        uint32_t word;
+        memcpy(&word, &m->opts.expert_skew, sizeof word);
+        const struct philox4 r = philox(m->fingerprint, word, 0, PHILOX_SYNTHETIC, UINT32_MAX);
+        m->fingerprint = (uint64_t)r.v[0] << 32 | r.v[1];
+    }
     return 0;
 }
 

@@ -17,6 +17,7 @@ struct model_opts {
     enum model_numbers weights;     /* of the layers' matrices; embedding and head stay BF16 */
     enum model_numbers activations; /* what those matrices multiply, rounded per token; FP8 needs FP8 weights */
     enum model_numbers kv;          /* the cache of keys and values */
+    float expert_skew;              /* random weights: of all rows, expert e is the best of about 1 / (1 + e)^skew; see engine/model_router.c */
     struct shard shard;             /* a rank keeps and reads its share alone */
 };
 
@@ -62,7 +63,7 @@ int  model_load(struct model *m, struct backend *be, const char *dir, const stru
 /* From a parsed config and an open checkpoint (tests). */
 int  model_build(struct model *m, struct backend *be, const struct model_config *cfg, struct checkpoint *ckpt,
                  const struct model_opts *opts);
-/* Random weights of the given shapes: N(0, 1/sqrt(fan-in)) from Philox counters, no file; the same on every run. For tests
+/* Random weights of the given shapes: N(0, 1/sqrt(fan-in)), a router's rows of equal norm, before experts an embedding N(0, 1) and smaller sums, from Philox counters, no file; the same on every run. For tests
  * and for timing true shapes. */
 int  model_synthetic(struct model *m, struct backend *be, const struct model_config *cfg, uint64_t seed, const struct model_opts *opts);
 void model_deinit(struct model *m); /* before its backend closes; a zeroed struct is fine */

@@ -9,6 +9,7 @@ enum { BUILD_PARTS_MAX = 3 };
 struct build {
     struct model *m;
     struct weights from;
+    float *router;   /* owned [experts]: norms of a random router's rows; NULL: no layer has experts */
     float *vector;   /* owned [hidden or more] staging for norms */
     int kv_scales;   /* of the cache, found in the checkpoint and not used */
     float kv_scale;  /* the largest */
@@ -27,6 +28,8 @@ int  build_matrix(struct build *b, struct matrix *w, const struct build_matrix *
 /* Values to memory of the backend. */
 int  build_floats(struct backend *be, const float *values, int n, float **out);
 int  build_norm(struct build *b, const char *name, float **out); /* name without ".weight" */
+/* Norms [experts] that a random router's rows need for the shares of model_opts.expert_skew. ERR_CONFIG: no norms give them. */
+int  build_router_norms(int experts, double skew, float *norm);
 int  build_layer(struct build *b, int i);
 
 /* The forms that a model's matrices will have, by kind of layer. */

@@ -278,6 +278,12 @@ int model_config_parse(struct model_config *c, const char *json, unsigned long n
     return rc;
 }
 
+#define LLAMA4                                                                                               \
+    .architecture = "Llama4ForConditionalGeneration", .vocab = 202048, .hidden = 5120, .ffn = 8192,          \
+    .layers = 48, .heads = 40, .kv_heads = 8, .head_dim = 128, .rms_eps = 1e-5f, .rope_theta = 500000,       \
+    .llama4 = 1, .top_k = 1, .ffn_dense = 16384, .chunk = 8192, .temperature_scale = 0.1f,                   \
+    .temperature_floor = 8192, .rope_interleaved = 1
+
 /* The config.json that each was published with. */
 #define LLAMA3(scale)                                                                                        \
     .architecture = ARCHITECTURE, .vocab = 128256, .max_positions = 131072, .rms_eps = 1e-5f,                \
@@ -286,6 +292,7 @@ int model_config_parse(struct model_config *c, const char *json, unsigned long n
 static const struct {
     const char *name;
     struct model_config config;
+    int moe_step; /* Llama 4: every so many layers one has experts */
 } published[] = {
     {"smollm2-135m",
      {.architecture = ARCHITECTURE,
@@ -299,11 +306,22 @@ static const struct {
       .max_positions = 8192,
       .tied = 1,
       .rms_eps = 1e-5f,
-      .rope_theta = 100000}},
+      .rope_theta = 100000},
+     0},
     {"llama-3.2-1b",
-     {LLAMA3(32), .hidden = 2048, .ffn = 8192, .layers = 16, .heads = 32, .head_dim = 64, .tied = 1}},
-    {"llama-3.1-8b", {LLAMA3(8), .hidden = 4096, .ffn = 14336, .layers = 32, .heads = 32, .head_dim = 128}},
-    {"llama-3.3-70b", {LLAMA3(8), .hidden = 8192, .ffn = 28672, .layers = 80, .heads = 64, .head_dim = 128}},
+     {LLAMA3(32), .hidden = 2048, .ffn = 8192, .layers = 16, .heads = 32, .head_dim = 64, .tied = 1},
+     0},
+    {"llama-3.1-8b",
+     {LLAMA3(8), .hidden = 4096, .ffn = 14336, .layers = 32, .heads = 32, .head_dim = 128},
+     0},
+    {"llama-3.3-70b",
+     {LLAMA3(8), .hidden = 8192, .ffn = 28672, .layers = 80, .heads = 64, .head_dim = 128},
+     0},
+    {"maverick", {LLAMA4, .experts = 128, .max_positions = 1 << 20}, 2},
+    {"scout",
+     {LLAMA4, .experts = 16, .max_positions = 10 << 20, .qk_norm = 1, .rope_llama3 = 1, .rope_factor = 16,
+      .rope_low = 1, .rope_high = 1, .rope_original = 8192},
+     1},
 };
 enum { N_PUBLISHED = sizeof published / sizeof *published };
 
@@ -314,6 +332,9 @@ int model_config_named(struct model_config *c, const char *name)
     for (size_t i = 0; i < N_PUBLISHED; i++) {
         if (strcmp(name, published[i].name) == 0) {
             *c = published[i].config;
+            for (int l = 0; published[i].moe_step && l < c->layers; l++)
+                c->kind[l] = (unsigned char)(((l + 1) % 4 ? 0 : LAYER_NOPE) |
+                                             ((l + 1) % published[i].moe_step ? 0 : LAYER_MOE));
             return 0;
         }
         at += (size_t)snprintf(names + at, sizeof names - at, "%s%s", i ? ", " : "", published[i].name);

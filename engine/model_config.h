@@ -33,7 +33,7 @@ struct model_config {
  * bias or rope scaling that this program does not compute: the message lists what it does. */
 int  model_config_read(struct model_config *c, const char *dir);
 int  model_config_parse(struct model_config *c, const char *json, unsigned long n, const char *what);
-/* A published shape by name ("smollm2-135m", "llama-3.1-8b", ...), for random weights. ERR_CONFIG lists the names. */
+/* A published shape by name ("smollm2-135m", "llama-3.1-8b", "maverick", ...), for random weights. ERR_CONFIG lists the names. */
 int  model_config_named(struct model_config *c, const char *name);
 /* inv_freq [head_dim / 2], scaling applied (model-independent formula: theta^(-2j / head_dim), llama3 bands). */
 void model_config_inv_freq(const struct model_config *c, float *inv_freq);

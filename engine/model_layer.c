@@ -3,6 +3,7 @@
 #include "engine/err.h"
 #include "engine/log.h"
 #include "engine/model_build.h"
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -20,6 +21,14 @@ static struct weight_range share_of(const struct build *b, int n)
     return (struct weight_range){b->m->opts.shard.rank * n, n, n};
 }
 
+/* Of a random matrix whose outputs are added to the rows, before experts: all 2 * layers sums together are
+ * then at most as large as the embedding, and rows of one text stay as different as their tokens. 0: as all
+ * others. */
+static float spread_of_sum(const struct model_config *c, int k)
+{
+    return c->experts && !c->tied ? 1.0f / sqrtf(2.0f * (float)c->layers * (float)k) : 0;
+}
+
 static int load_attention(struct build *b, struct layer *l, const char *layer)
 {
     const struct model_config *c = &b->m->cfg;
@@ -32,6 +41,7 @@ static int load_attention(struct build *b, struct layer *l, const char *layer)
                                .n = 3,
                                .flags = MATRIX_ROTARY};
     struct build_matrix o = {.want = {want_of(layer, "self_attn.o_proj", c->hidden, q)}, .n = 1};
+    o.want[0].spread = spread_of_sum(c, q);
     if (c->rope_interleaved)
         qkv.want[0].pairs = qkv.want[1].pairs = c->head_dim;
     qkv.want[0].rows = o.want[0].cols = heads;
@@ -74,6 +84,7 @@ static int load_mlp(struct build *b, const char *prefix, struct width width, con
         .fused = fused};
     struct build_matrix second = {
         .want = {want_of(prefix, "down_proj", hidden, stored)}, .n = 1, .fused = fused ? fused + 2 : NULL};
+    second.want[0].spread = spread_of_sum(&b->m->cfg, width.all);
     first.want[0].n_pad = first.want[1].n_pad = second.want[0].k_pad = width.pad;
     first.want[0].rows = first.want[1].rows = second.want[0].cols = width.share;
     TRY(build_matrix(b, gate_up, &first));
@@ -101,6 +112,7 @@ static int load_moe(struct build *b, struct layer *l, const char *ffn)
     const struct model_config *c = &b->m->cfg;
     struct build_matrix router = {
         .want = {want_of(ffn, "router", c->experts, c->hidden)}, .n = 1, .exact = 1};
+    router.want[0].norms = b->router;
     char shared[WEIGHT_NAME_MAX / 2];
     snprintf(shared, sizeof shared, "%.40sshared_expert.", ffn);
     l->expert_gate_up = calloc((size_t)c->experts, sizeof *l->expert_gate_up);

@@ -289,11 +289,36 @@ static int lend(struct weights *from, const struct weight_want *want, const stru
     return 0;
 }
 
+/* Rows of exactly these norms, which a formula does not give. */
+static int lend_normed(struct weights *from, const struct weight_want *want, struct weight *out)
+{
+    const size_t k = (size_t)want->k;
+    bf16 *rows = NULL;
+    out->copy_bytes = (size_t)want->n * k * sizeof *rows;
+    rows = out->copy = buffer_take(from, out->copy_bytes, &out->copy_bytes);
+    if (!rows)
+        FAIL(ERR_MEMORY, "%s: out of memory for %d random rows", want->name, want->n);
+    for (int r = 0; r < want->n; r++) {
+        double square = 0;
+        for (size_t i = 0; i < k; i++) {
+            const double v = bf16_to_f32(synthetic_at(&out->random, (size_t)r * k + i));
+            square += v * v;
+        }
+        const float by = square > 0 ? want->norms[r] / (float)sqrt(square) : 0;
+        for (size_t i = 0; i < k; i++)
+            rows[(size_t)r * k + i] =
+                bf16_from_f32(by * bf16_to_f32(synthetic_at(&out->random, (size_t)r * k + i)));
+    }
+    out->part = (struct matrix_part){.data = rows, .dtype = DTYPE_BF16, .n = want->n};
+    return 0;
+}
+
 static void lend_random(struct weights *from, const struct weight_want *want, struct weight *out)
 {
     const int k = want->k + want->k_pad;
     const struct span rows = rows_of(want), cols = cols_of(want);
-    out->random = (struct synthetic){from->seed, from->next++, 1.0f / sqrtf((float)k)};
+    const float scale = want->spread > 0 ? want->spread : 1.0f / sqrtf((float)k);
+    out->random = (struct synthetic){from->seed, from->next++, scale};
     out->part = (struct matrix_part){.data = &out->random, .dtype = DTYPE_SYNTHETIC, .n = rows.all};
     out->view = (struct matrix_view){(size_t)rows.first * (size_t)k + (size_t)cols.first, (size_t)k, 1,
                                      cols.first, k - cols.first - cols.all};
@@ -312,7 +337,7 @@ int weights_matrix(struct weights *from, const struct weight_want *want, struct 
     *out = (struct weight){0};
     if (!from->ckpt) {
         lend_random(from, want, out);
-        return 0;
+        return want->norms ? lend_normed(from, want, out) : 0;
     }
     full_name(from, name, want->name, ".weight");
     TRY(checkpoint_take_as(from->ckpt, name, &shape, &out->tensor));

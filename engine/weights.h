@@ -30,6 +30,8 @@ struct weight_want {
     int n_pad, k_pad; /* so many rows and columns of zeros */
     int pairs;        /* a head size: rows 2j and 2j + 1 of each head become j and j + pairs / 2; 0: as they are */
     struct weight_range rows, cols; /* rows: whole heads where they are of pairs */
+    float spread;     /* random: standard deviation; 0: 1/sqrt(k) */
+    const float *norms; /* random: [n], what each row is scaled to; NULL: as drawn */
     int rounded;      /* FP8 numbers with scales will do, too */
     int scaled_here;  /* other numbers will be rounded to FP8: what lies beside the columns taken must be readable, too */
 };

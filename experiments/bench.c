@@ -1,6 +1,7 @@
 /* bench: the command: its options, and opening what is measured. */
 #include "experiments/bench.h"
 #include "engine/err.h"
+#include "experiments/bench_project.h"
 #include "experiments/commands.h"
 #include "kernels/philox.h"
 #include <argp.h>
@@ -95,6 +96,15 @@ static int parse_one(struct argp_state *state, const char *name, const char *arg
     return (int)v;
 }
 
+static double parse_real(struct argp_state *state, const char *name, const char *arg, double lo, double hi)
+{
+    char *end;
+    const double v = strtod(arg, &end);
+    if (end == arg || *end || !(v >= lo && v <= hi))
+        argp_error(state, "--%s: expected a number from %g to %g, found '%s'", name, lo, hi, arg);
+    return v;
+}
+
 static enum model_numbers parse_numbers(struct argp_state *state, const char *name, const char *arg)
 {
     if (strcmp(arg, "bf16") != 0 && strcmp(arg, "fp8") != 0)
@@ -133,6 +143,11 @@ static void finish_options(struct argp_state *state, struct bench *b)
         argp_error(state, "--model and --synthetic: expected one of them");
     if (!step && (b->prefill.n || b->stages))
         argp_error(state, "--%s: goes with step, not with kernels", b->stages ? "stages" : "prefill");
+    struct projection known;
+    if (b->project && (!step || b->json))
+        argp_error(state, "--project: goes with step and its table, not with kernels or --json");
+    if (b->project && projection_named(b->project, &known))
+        argp_error(state, "%s", err_text());
     if (step && most(&b->rows) > BENCH_ROWS)
         argp_error(state, "--rows: expected at most %d rows a step, found %d", BENCH_ROWS, most(&b->rows));
     if (!b->dir && !b->shape)
@@ -145,7 +160,17 @@ static void finish_options(struct argp_state *state, struct bench *b)
         b->prefill = step_prefill;
 }
 
-enum { KEY_WEIGHTS = 1000, KEY_ACTIVATIONS, KEY_KV, KEY_STAGES, KEY_WARMUP };
+enum {
+    KEY_WEIGHTS = 1000,
+    KEY_ACTIVATIONS,
+    KEY_KV,
+    KEY_STAGES,
+    KEY_WARMUP,
+    KEY_PROJECT,
+    KEY_AL,
+    KEY_DRAFT,
+    KEY_COLLECTIVE
+};
 
 static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
@@ -183,6 +208,18 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         break;
     case 'e':
         b->eager = 1;
+        break;
+    case KEY_PROJECT:
+        b->project = arg;
+        break;
+    case KEY_AL:
+        b->al = parse_real(state, "al", arg, 1, 1000);
+        break;
+    case KEY_DRAFT:
+        b->draft_ms = parse_real(state, "draft-ms", arg, 0, 1000);
+        break;
+    case KEY_COLLECTIVE:
+        b->collective_us = parse_real(state, "collective-us", arg, 0.01, 1e6);
         break;
     case KEY_STAGES:
         b->stages = 1;
@@ -224,6 +261,10 @@ static const struct argp_option options[] = {
     {"context", 'c', "LIST", 0, "committed tokens before them (default 128,1024; kernels: 1024)", 0},
     {"prefill", 'p', "LIST", 0, "step: prompts of so many tokens (default 512; 0: none)", 0},
     {"stages", KEY_STAGES, 0, 0, "step: each operation alone as well", 0},
+    {"project", KEY_PROJECT, "NAME", 0, "step: below the table, what the passes would take on b200x8", 0},
+    {"al", KEY_AL, "N", 0, "project: tokens a step, the bonus included (default 1)", 0},
+    {"draft-ms", KEY_DRAFT, "N", 0, "project: drafting a step (default 0)", 0},
+    {"collective-us", KEY_COLLECTIVE, "N", 0, "project: one all-reduce (default 8.7)", 0},
     {"device", 'd', "KIND", 0, "cpu or cuda (default cpu)", 0},
     {"index", 'g', "N", 0, "which GPU (default 0)", 0},
     {"eager", 'e', 0, 0, "cuda: enqueue each operation instead of a recorded pass", 0},

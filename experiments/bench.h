@@ -27,6 +27,8 @@ struct bench {
     struct model_opts numbers;
     struct bench_list rows, context, prefill;
     int index, threads, repeats, warmup, json, eager, stages;
+    const char *project; /* NULL, or the machine that the step is projected to */
+    double al, draft_ms, collective_us; /* of the projection; 0: its own */
     /* state */
     struct tap tap; /* owned, with the backend */
     struct model m;

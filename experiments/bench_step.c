@@ -1,10 +1,11 @@
 /* bench_step: a step is one verification pass: `rows` rows behind `context` committed tokens, logits and
  * statistics included. It is timed twice: on the device alone, passes back to back, and as a host sees it
- * that plans each pass, waits for it and has its logits copied. Bytes: every weight once, the keys and values
- * of the context once. */
+ * that plans each pass, waits for it and has its logits copied. Bytes: every weight once, of experts
+ * those that the pass chose, the keys and values of the context once. */
 #include "engine/clock.h"
 #include "engine/err.h"
 #include "experiments/bench.h"
+#include "experiments/bench_project.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -14,7 +15,7 @@ struct point {
     const char *stage;
     int rows, context;
     struct bench_time device, host; /* a median of 0: not measured */
-    double bytes;
+    double bytes, experts;          /* experts: distinct ones a layer, mean over its layers; 0: none */
     size_t launches;
     struct bench_stage stages[BENCH_STAGES];
     int n_stages;
@@ -38,6 +39,38 @@ static int time_host(struct bench *b, int rows, struct bench_time *out)
     return 0;
 }
 
+static int seen_before(const int *expert, int i)
+{
+    for (int k = 0; k < i; k++)
+        if (expert[k] == expert[i])
+            return 1;
+    return 0;
+}
+
+/* Of the last pass: the mean over its layers of distinct experts; *more: their bytes beyond the top_k a layer
+ * that weight_bytes counts. */
+static double distinct_experts(const struct bench *b, int rows, double *more)
+{
+    const struct model *m = &b->m;
+    const int *expert = b->f.host_experts, chosen = rows * m->cfg.top_k;
+    int layers = 0, all = 0;
+    *more = 0;
+    for (int i = 0; expert && i < m->cfg.layers; i++) {
+        const struct layer *l = &m->layers[i];
+        int distinct = 0;
+        if (!(l->kind & LAYER_MOE))
+            continue;
+        for (int k = 0; k < chosen; k++)
+            distinct += expert[k] >= 0 && !seen_before(expert, k);
+        *more += ((double)distinct - m->cfg.top_k) *
+                 (double)(l->expert_gate_up[0].bytes + l->expert_down[0].bytes);
+        expert += chosen;
+        all += distinct;
+        layers++;
+    }
+    return layers ? (double)all / layers : 0;
+}
+
 static int measure_point(struct bench *b, int rows, int context, struct point *p)
 {
     const double token = (double)b->kv.bytes / b->kv.cap;
@@ -46,7 +79,10 @@ static int measure_point(struct bench *b, int rows, int context, struct point *p
                         .context = context,
                         .bytes = (double)b->m.weight_bytes + token * context};
     TRY(bench_fill(b, context));
+    double more;
     TRY(time_host(b, rows, &p->host));
+    p->experts = distinct_experts(b, rows, &more);
+    p->bytes += more;
     TRY(bench_time_whole(b, context, &p->device, &p->launches));
     return b->stages ? bench_time_stages(b, context, p->stages, &p->n_stages) : 0;
 }
@@ -96,6 +132,23 @@ static void print_prefill(const struct point *p)
            1e3 * p->host.p90);
 }
 
+static void print_projections(const struct bench *b, const struct points *all)
+{
+    struct projection p;
+    if (!b->project || projection_named(b->project, &p))
+        return;
+    p.al = b->al > 0 ? b->al : p.al;
+    p.draft_s = 1e-3 * b->draft_ms;
+    p.collective_s = b->collective_us > 0 ? 1e-6 * b->collective_us : p.collective_s;
+    for (int i = 0; i < all->n; i++) {
+        const struct point *at = &all->at[i];
+        const struct projected_from from = {at->rows,  at->context,       b->m.cfg.layers,          1,
+                                            at->bytes, at->device.median, bench_floor(b, at->bytes)};
+        if (at->device.median > 0)
+            projection_print(&p, &from, stdout);
+    }
+}
+
 static void print_table(const struct bench *b, const struct points *all)
 {
     bench_print_head(b);
@@ -107,6 +160,11 @@ static void print_table(const struct bench *b, const struct points *all)
             print_step(b, all, &all->at[i]);
         else
             print_prefill(&all->at[i]);
+    for (int i = 0; i < all->n; i++)
+        if (all->at[i].experts > 0)
+            printf(
+                "%d rows behind %d tokens chose %.2f distinct experts a layer, the mean; MB counts those\n",
+                all->at[i].rows, all->at[i].context, all->at[i].experts);
     for (int i = 0; i < all->n; i++) {
         const struct point *p = &all->at[i];
         const double sum = bench_stages_sum(p->stages, p->n_stages);
@@ -159,8 +217,10 @@ int bench_step(struct bench *b)
     int rc = measure_all(b, all);
     if (rc == 0 && b->json)
         rc = print_json(b, all);
-    else if (rc == 0)
+    else if (rc == 0) {
         print_table(b, all);
+        print_projections(b, all);
+    }
     free(all);
     return rc;
 }

@@ -35,7 +35,12 @@ struct config {
         long synthetic_seed;
         int max_context;
     } model;
-    struct { char *kind, *isa; int index, threads, graph; } device;
+    struct { double expert_skew; } synthetic;
+    struct {
+        char *kind, *isa;
+        int index, threads, graph, world;
+        struct config_list shard; /* empty, or rank and world as text: config_shard */
+    } device;
     struct {
         char *strategy, *reference;
         int max_depth, max_nodes;

@@ -83,7 +83,7 @@ static const struct config_option table[] = {
     TEXT("name", name, "experiment", "names the experiment in tables and messages"),
 
     TEXT("model.path", model.path, "", "directory with config.json, tokenizer.json and safetensors"),
-    TEXT("model.synthetic", model.synthetic, "", "random weights of a published shape (llama-3.1-8b, ...) instead of model.path's"),
+    TEXT("model.synthetic", model.synthetic, "", "random weights of a published shape (llama-3.1-8b, maverick, scout, ...) instead of model.path's"),
     {.key = "model.synthetic_seed", .type = CONFIG_INT, .store = CONFIG_AS_LONG, AT(model.synthetic_seed), .def = "1", .lo = 0,
      .hi = (double)LONG_MAX, .help = "of the random weights"},
     CHOICE("model.weights", model.weights, "bf16", number_choice, "bf16: as stored; fp8: E4M3 with a scale per output row, made at load"),
@@ -92,12 +92,21 @@ static const struct config_option table[] = {
     CHOICE("model.kv", model.kv, "bf16", number_choice, "cells of the key/value cache; bf16 is f32 on the CPU"),
     INT("model.max_context", model.max_context, "0", 0, 1 << 20, "most tokens of one text; 0: what the workload needs"),
 
+    REAL("synthetic.expert_skew", synthetic.expert_skew, "0", 0, 1.5,
+         "model.synthetic with experts: of all tokens about a share of 1 / (1 + e)^skew goes to expert e first, by the norms of the router's "
+         "rows; 0: alike"),
+
     CHOICE("device.kind", device.kind, "cpu", device_choice, "what computes"),
     INT("device.index", device.index, "0", 0, 1023, "which GPU, from 0; the CPU ignores it"),
     CHOICE("device.isa", device.isa, "auto", isa_choice, "instruction set of the CPU kernels; auto: the widest"),
     INT("device.threads", device.threads, "0", 0, 1024, "CPU threads; 0: one a core"),
     {.key = "device.graph", .type = CONFIG_BOOL, .store = CONFIG_AS_INT, AT(device.graph), .def = "true",
      .help = "cuda: verification passes as recorded graphs; false enqueues each operation, for debugging"},
+
+    INT("device.world", device.world, "1", 1, 8, "ranks that share one model's matrices, a GPU each"),
+    LIST("device.shard", device.shard,
+         "[rank, world]: this one rank alone, what it would gather from the others replaced by a copy of the same size: for timing, its text means "
+         "nothing"),
 
     CHOICE("sampling.rule", sampling.rule, "greedy", rule_choice, "which drafted tokens become text (specbed list rules)"),
     REAL("sampling.temperature", sampling.temperature, "0", 0, 100, "0: the most probable token; rules greedy and relaxed need 0"),

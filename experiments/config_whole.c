@@ -2,6 +2,7 @@
 #include "experiments/config_whole.h"
 #include "drafts/drafts.h"
 #include "engine/err.h"
+#include <stdlib.h>
 #include <string.h>
 
 int config_scores(const struct config *c)
@@ -18,7 +19,8 @@ struct model_opts config_numbers(const struct config *c)
 {
     return (struct model_opts){.weights = numbers(c->model.weights),
                                .activations = numbers(c->model.activations),
-                               .kv = numbers(c->model.kv)};
+                               .kv = numbers(c->model.kv),
+                               .expert_skew = (float)c->synthetic.expert_skew};
 }
 
 int config_numbers_as_stored(const struct config *c)
@@ -43,6 +45,56 @@ void config_describe(const struct config *c, FILE *out)
             fprintf(out, "%s%s fp8", n++ ? ", " : "", what[i]);
     if (n == 0)
         fputs("bf16", out);
+}
+
+static int shard_number(const struct config *c, int i, int lo, int hi, int *out)
+{
+    char *end;
+    const char *word = c->device.shard.items[i];
+    const long v = strtol(word, &end, 10);
+    if (end == word || *end || v < lo || v > hi)
+        FAIL(ERR_CONFIG, "device.shard: expected %s as a whole number in [%d, %d], found '%.40s'",
+             i ? "the world" : "the rank", lo, hi, word);
+    *out = (int)v;
+    return 0;
+}
+
+int config_shard(const struct config *c, int *rank, int *world)
+{
+    int r = 0, w = 1;
+    if (c->device.shard.n != 0 && c->device.shard.n != 2)
+        FAIL(ERR_CONFIG, "device.shard: expected [rank, world], found a list of %d", c->device.shard.n);
+    if (c->device.shard.n == 2) {
+        TRY(shard_number(c, 1, 1, 8, &w));
+        TRY(shard_number(c, 0, 0, w - 1, &r));
+    }
+    *rank = r;
+    *world = w;
+    return 0;
+}
+
+int config_one_rank(const struct config *c)
+{
+    int rank, world;
+    TRY(config_shard(c, &rank, &world));
+    if (world > 1 || c->device.world > 1)
+        FAIL(
+            ERR_CONFIG,
+            "device.%s: expected one rank, found %d: ranks are planned (run --dry-run) but not computed with",
+            world > 1 ? "shard" : "world", world > 1 ? world : c->device.world);
+    return 0;
+}
+
+static int check_device(const struct config *c)
+{
+    int rank, world;
+    TRY(config_shard(c, &rank, &world));
+    if (c->device.shard.n && c->device.world > 1)
+        FAIL(
+            ERR_CONFIG,
+            "device.shard: one rank runs alone: expected device.world 1 beside it, found %d; set one of them",
+            c->device.world);
+    return 0;
 }
 
 static int check_model(const struct config *c)
@@ -101,6 +153,7 @@ int config_check_whole(const struct config *c)
 {
     const struct draft_ops *draft = drafts_find(c->draft.strategy);
     TRY(check_model(c));
+    TRY(check_device(c));
     TRY(check_sampling(c));
     if (config_scores(c))
         TRY(check_score(c));

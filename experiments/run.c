@@ -118,11 +118,25 @@ static int open_record(struct run *r)
     return rc;
 }
 
+/* What each rank would load; of a rank alone, that one. */
+static int plan_ranks(const struct config *cfg)
+{
+    struct shard shard;
+    TRY(config_shard(cfg, &shard.rank, &shard.world));
+    if (shard.world > 1)
+        return run_plan(cfg, shard);
+    shard.world = cfg->device.world;
+    for (shard.rank = 0; shard.rank < shard.world; shard.rank++)
+        TRY(run_plan(cfg, shard));
+    return 0;
+}
+
 static int run_all(struct run *r)
 {
     TRY(check_cells(r));
     if (r->opts->dry_run)
-        return run_plan(&r->cfg, (struct shard){0, 1});
+        return plan_ranks(&r->cfg);
+    TRY(config_one_rank(&r->cfg));
     TRY(choose_path(r));
     TRY(log_config(&r->cfg));
     TRY(open_record(r));

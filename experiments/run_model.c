@@ -52,8 +52,8 @@ static int open_parts(struct run_model *m, const struct config *cfg)
 static char *key_of(const struct config *cfg)
 {
     char *key = NULL;
-    if (asprintf(&key, "%s\n%s %ld\n%s %s %s\n%s %d\n%s %d %d\n%s", cfg->model.path, cfg->model.synthetic,
-                 cfg->model.synthetic_seed, cfg->model.weights, cfg->model.activations, cfg->model.kv,
+    if (asprintf(&key, "%s\n%s %ld %.17g\n%s %s %s\n%s %d\n%s %d %d\n%s", cfg->model.path, cfg->model.synthetic,
+                 cfg->model.synthetic_seed, cfg->synthetic.expert_skew, cfg->model.weights, cfg->model.activations, cfg->model.kv,
                  cfg->device.kind, cfg->device.index, cfg->device.isa, cfg->device.threads, cfg->device.graph,
                  cfg->workload.template) < 0)
         return NULL;

@@ -5,6 +5,7 @@
 #include "experiments/config_option.h"
 #include "experiments/suggest.h"
 #include <check.h>
+#include <glob.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -467,6 +468,18 @@ START_TEST(a_cell_that_contradicts_itself_is_refused)
          ERR_CONFIG},
         {"model: {path: m, synthetic: llama-3.1-8b}", "", 0, 0},
         {"model: {path: m, synthetic: llama-9}", "llama-3.1-8b", 0, ERR_CONFIG},
+        {"model: {path: m}\ndevice: {shard: [0, 8]}", "", 0, 0},
+        {"model: {path: m}\ndevice: {shard: [7, 8]}", "", 0, 0},
+        {"model: {path: m}\ndevice: {world: 8}", "", 0, 0},
+        {"model: {path: m}\ndevice: {shard: [8, 8]}",
+         "device.shard: expected the rank as a whole number in [0, 7], found '8'", 0, ERR_CONFIG},
+        {"model: {path: m}\ndevice: {shard: [0, 9]}", "the world as a whole number in [1, 8], found '9'", 0,
+         ERR_CONFIG},
+        {"model: {path: m}\ndevice: {shard: [0]}", "expected [rank, world], found a list of 1", 0,
+         ERR_CONFIG},
+        {"model: {path: m}\ndevice: {shard: [0, 8], world: 2}", "expected device.world 1 beside it, found 2",
+         0, ERR_CONFIG},
+        {"model: {path: m, synthetic: maverick}\nsynthetic.expert_skew: 1", "", 0, 0},
         {"model: {path: m, synthetic: llama-9}", "model.synthetic", 0, ERR_CONFIG},
         {"model.path: m\nworkload.mode: score", "workload.answers: mode score judges answers that are there",
          0, ERR_CONFIG},
@@ -743,6 +756,36 @@ START_TEST(edit_distance_counts_single_mistakes)
 }
 END_TEST
 
+/* A file may name a strategy that this build does not have: then that is what is wrong with it. */
+START_TEST(every_experiment_of_the_project_parses)
+{
+    static const char strategy[] = "eagle3";
+    const char *const pattern = SPECBED_SOURCE_DIR "/experiments/configs/*.yaml";
+    glob_t found;
+    ck_assert_int_eq(glob(pattern, 0, NULL, &found), 0);
+    ck_assert_int_ge((int)found.gl_pathc, 6);
+    for (size_t i = 0; i < found.gl_pathc; i++) {
+        struct config c = {0};
+        const int rc = config_load(&c, found.gl_pathv[i], NULL, 0);
+        if (strstr(found.gl_pathv[i], strategy) && !drafts_find(strategy)) {
+            ck_assert_int_eq(rc, ERR_CONFIG);
+            ck_assert_msg(strstr(err_text(), strategy) != NULL, "%s", err_text());
+        } else {
+            ck_assert_msg(rc == 0, "%s: %s", found.gl_pathv[i], err_text());
+        }
+        for (int k = 0; rc == 0 && k < config_cells(&c); k++) {
+            struct config cell = {0};
+            char *label = NULL;
+            ck_assert_msg(config_cell(&c, k, &cell, &label) == 0, "%s: %s", found.gl_pathv[i], err_text());
+            config_deinit(&cell);
+            free(label);
+        }
+        config_deinit(&c);
+    }
+    globfree(&found);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("config");
@@ -770,6 +813,7 @@ int main(void)
     tcase_add_test(printing, edit_distance_counts_single_mistakes);
     suite_add_tcase(s, reading);
     suite_add_tcase(s, cells);
+    tcase_add_test(printing, every_experiment_of_the_project_parses);
     suite_add_tcase(s, printing);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);
