@@ -1,12 +1,13 @@
-/* route_cuda, moe_cuda: a layer of routed experts for 1 to 64 rows, with the sums of gemm_core.cuh.
+/* route_cuda, moe_cuda: a layer of routed experts, 64 rows at a time, with the sums of gemm_core.cuh.
  *
  * launch   route_logits: grid [tiles of 16 experts, 1, octets of rows], 32 warps, a slice of K each
- *          route_choose: one block, a warp a row
+ *          route_choose: a warp a row, 32 a block
  *          moe_gate_up: grid [tiles of 16 outputs, 1, 1 + the most experts that the rows can choose], 8 warps;
  *          part 0 is the shared expert, part u the u-th chosen one in rising order; parts that are not there
  *          exit at once
  *          moe_down: grid [tiles of 16 outputs], 8 warps, all experts of a row in rising order
- *          where activations are rounded, quantise.cu before both products
+ *          where activations are rounded, quantise.cu before both products; in bulk to_fragments ahead of each
+ *          64 rows and the norm behind all of them
  *
  * order    K in loads of 16 bytes a lane, dealt in turn to the slices (32 of the router, else 8); a slice adds
  * its loads in order, then slices are added in order. A column of the product sees its row alone, so neither
@@ -17,12 +18,13 @@
  * for them from the second level cache, octet by octet. down: likewise an octet of rows at a time
  *
  * roof     memory: 5 experts of 10.5 and 5.2 MB (5120 x 1024, FP8) are 79 MB, 25 us at 3.1 TB/s */
+#include "kernels/bulk.h"
 #include "kernels/gemm_core.cuh"
 #include "kernels/gemm_epilogue.cuh"
 #include "kernels/moe_cuda.h"
 
 /* The router's: BF16 weights, F16 acts. */
-enum { FORM_MIXED = 2, ROUTE_SLICES = 32, BATCH = 8, WORD = 32 };
+enum { FORM_MIXED = 2, ROUTE_SLICES = 32, CHOOSE_WARPS = 32, CONVERT_THREADS = 256, BATCH = 8, WORD = 32 };
 #define FULL_WARP 0xffffffffu
 
 template <> __device__ inline uint4 fragment<FORM_MIXED>(uint4 w, int half)
@@ -135,13 +137,14 @@ __device__ static struct candidate best_left(const float *logits, int experts, u
     return best;
 }
 
-static __global__ void __launch_bounds__(1024)
+static __global__ void __launch_bounds__(CHOOSE_WARPS *LANES)
     route_choose(const float *logits, const int *slot, int *expert, float *score, int rows, int experts, int top_k)
 {
     const int lane = threadIdx.x % LANES;
     launch_trigger();
     launch_wait();
-    for (int r = threadIdx.x / LANES; r < rows; r += blockDim.x / LANES) {
+    const int warps = blockDim.x / LANES, stride = gridDim.x * warps;
+    for (int r = blockIdx.x * warps + threadIdx.x / LANES; r < rows; r += stride) {
         const float *row = logits + (size_t)r * (size_t)experts;
         const int lives = slot[r] >= 0;
         uint32_t taken = 0;
@@ -398,9 +401,12 @@ __device__ static void down_end(const struct moe_args &a, int first, const float
     p.epilogue = EPILOGUE_RESIDUAL;
     for (int h = 0; h < 2; h++) {
         const int j = output_of(p, s.tile, h);
-        needs.gain[h] = j < p.n ? p.gain[j] : 0.0f;
+        needs.gain[h] = p.normed && j < p.n ? p.gain[j] : 0.0f;
     }
-    end_residual(p, needs, &s);
+    if (p.normed)
+        end_residual(p, needs, &s);
+    else
+        end_sums(p, needs, &s);
 }
 
 template <int F>
@@ -455,7 +461,7 @@ static struct gemm_args args_of(const struct matrix *w, int rows)
     return p;
 }
 
-KERN_API int route_cuda(const struct route *a, void *stream)
+static int launch_logits(const struct route *a, void *stream)
 {
     const struct gemm *g = &a->product;
     struct gemm_args p = args_of(g->w, g->rows);
@@ -465,17 +471,27 @@ KERN_API int route_cuda(const struct route *a, void *stream)
     p.square = g->square;
     p.eps = g->eps;
     p.log2_slices = 5;
-    struct launch l = {.grid = dim3((unsigned)p.tiles, 1, (unsigned)((p.rows + ACT_ROWS - 1) / ACT_ROWS)),
-                       .block = dim3(ROUTE_SLICES * LANES),
-                       .stream = stream};
-    const int rc = a->x_form == ACT_F16 ? launch_kernel(&l, route_logits<FORM_MIXED>, p)
-                                        : launch_kernel(&l, route_logits<MATRIX_BF16>, p);
-    if (rc)
-        return rc;
-    l.grid = dim3(1);
-    l.block = dim3((unsigned)(p.rows < 32 ? p.rows : 32) * LANES);
-    return launch_kernel(&l, route_choose, (const float *)g->y, a->slot, a->expert, a->score, p.rows, p.n,
-                         a->top_k);
+    const struct launch l = {.grid = dim3((unsigned)p.tiles, 1, (unsigned)((p.rows + ACT_ROWS - 1) / ACT_ROWS)),
+                             .block = dim3(ROUTE_SLICES * LANES),
+                             .stream = stream};
+    return a->x_form == ACT_F16 ? launch_kernel(&l, route_logits<FORM_MIXED>, p)
+                                : launch_kernel(&l, route_logits<MATRIX_BF16>, p);
+}
+
+KERN_API int route_choose_cuda(const struct route *a, void *stream)
+{
+    const int rows = a->product.rows, warps = rows < CHOOSE_WARPS ? rows : CHOOSE_WARPS;
+    const struct launch l = {.grid = dim3((unsigned)((rows + warps - 1) / warps)),
+                             .block = dim3((unsigned)(warps * LANES)),
+                             .stream = stream};
+    return launch_kernel(&l, route_choose, (const float *)a->product.y, a->slot, a->expert, a->score, rows,
+                         a->product.w->n, a->top_k);
+}
+
+KERN_API int route_cuda(const struct route *a, void *stream)
+{
+    const int rc = launch_logits(a, stream);
+    return rc ? rc : route_choose_cuda(a, stream);
 }
 
 static size_t lines(size_t bytes)
@@ -490,16 +506,17 @@ static size_t act_rows_bytes(int rows, int k)
 
 /* Scratch: acts between the products and the scales of all that is rounded. */
 struct moe_room {
-    char *h[2];
+    char *x, *h[2]; /* x: of a block of a bulk pass */
     float *scale[3]; /* of x, of h[0], of h[1] */
     size_t bytes;
 };
 
-static struct moe_room room_of(void *scratch, int rows, int ffn, int top_k)
+static struct moe_room room_of(void *scratch, int rows, int hidden, int ffn, int top_k)
 {
     const size_t factors = lines((size_t)rows * sizeof(float));
     struct moe_room m = {};
     char *at = (char *)scratch;
+    m.x = at, at += act_rows_bytes(rows, hidden);
     m.h[0] = at, at += act_rows_bytes(rows, ffn);
     m.h[1] = at, at += act_rows_bytes(rows * top_k, ffn);
     m.scale[0] = (float *)at, at += factors;
@@ -509,9 +526,9 @@ static struct moe_room room_of(void *scratch, int rows, int ffn, int top_k)
     return m;
 }
 
-KERN_API size_t moe_cuda_scratch(int rows, int ffn, int top_k)
+KERN_API size_t moe_cuda_scratch(int rows, int hidden, int ffn, int top_k)
 {
-    return room_of(NULL, rows, ffn, top_k).bytes;
+    return room_of(NULL, rows < ROW_BLOCK ? rows : ROW_BLOCK, hidden, ffn, top_k).bytes;
 }
 
 static void weights_of(struct moe_weights *to, const struct matrix *shared, const struct matrix *routed, int experts)
@@ -583,10 +600,11 @@ static int launch_down(const struct moe *a, const struct moe_room *m, int rounds
                                  : launch_kernel(&l, moe_down<MATRIX_BF16>, p);
 }
 
-KERN_API int moe_cuda(const struct moe *a, void *stream)
+/* At most ROW_BLOCK rows. */
+static int launch_block(const struct moe *a, void *stream)
 {
     const int hidden = a->shared.gate_up->k, ffn = a->shared.down->k;
-    const struct moe_room m = room_of(a->scratch, a->rows, ffn, a->top_k);
+    const struct moe_room m = room_of(a->scratch, a->rows, hidden, ffn, a->top_k);
     const int rounds[2] = {a->round && a->shared.gate_up->form == MATRIX_FP8,
                            a->round && a->shared.down->form == MATRIX_FP8};
     int rc = 0;
@@ -599,4 +617,78 @@ KERN_API int moe_cuda(const struct moe *a, void *stream)
     if (!rc && rounds[1])
         rc = round_act(m.h[1], m.scale[2], a->rows * a->top_k, ffn, stream);
     return rc ? rc : launch_down(a, &m, rounds[1], stream);
+}
+
+/* Row-major BF16 to an act's order and form, a word of four numbers a thread. */
+static __global__ void __launch_bounds__(CONVERT_THREADS)
+    to_fragments(const bf16 *from, uint2 *to, int rows, int k, enum act_form form)
+{
+    const int steps = (k + ACT_STEP - 1) / ACT_STEP, lane = threadIdx.x % LANES;
+    const int step = blockIdx.x * (CONVERT_THREADS / LANES) + threadIdx.x / LANES;
+    const int row = blockIdx.y * ACT_ROWS + lane / 4;
+    uint16_t v[4];
+    launch_trigger();
+    launch_wait();
+    if (step >= steps)
+        return;
+    for (int i = 0; i < 4; i++) {
+        const int at = step * ACT_STEP + lane % 4 * 2 + i % 2 + i / 2 * 8;
+        v[i] = row < rows && at < k ? norm_act(bf16_to_f32(from[(size_t)row * (size_t)k + (size_t)at]), form) : 0;
+    }
+    to[((size_t)blockIdx.y * (size_t)steps + (size_t)step) * LANES + lane] =
+        make_uint2(v[0] | (uint32_t)v[1] << 16, v[2] | (uint32_t)v[3] << 16);
+}
+
+static int launch_convert(const void *from, void *to, int rows, int k, enum act_form form, void *stream)
+{
+    const int steps = (k + ACT_STEP - 1) / ACT_STEP, each = CONVERT_THREADS / LANES;
+    const struct launch l = {
+        .grid = dim3((unsigned)((steps + each - 1) / each), (unsigned)((rows + ACT_ROWS - 1) / ACT_ROWS)),
+        .block = dim3(CONVERT_THREADS),
+        .stream = stream};
+    return launch_kernel(&l, to_fragments, (const bf16 *)from, (uint2 *)to, rows, k, form);
+}
+
+/* Rows [first, first + rows) of a; in bulk the norm comes after all of them. */
+static struct moe block_of(const struct moe *a, int first, int rows)
+{
+    const size_t at = (size_t)first, hidden = (size_t)a->shared.gate_up->k;
+    const size_t tiles = (hidden + TILE - 1) / TILE, act = at * tiles * TILE * sizeof(uint16_t);
+    struct moe b = *a;
+    b.rows = rows;
+    b.y += at * hidden;
+    b.expert += at * (size_t)a->top_k;
+    b.score += at * (size_t)a->top_k;
+    if (a->bulk) {
+        b.x = (const bf16 *)a->x + at * hidden;
+        b.square = NULL;
+        b.norm.y.act = NULL;
+        return b;
+    }
+    b.x = (const char *)a->x + act;
+    b.square = a->square ? a->square + at * tiles : NULL;
+    b.norm.y.act = (char *)a->norm.y.act + act;
+    b.norm.y.square = a->norm.y.square + at * tiles;
+    return b;
+}
+
+KERN_API int moe_cuda(const struct moe *a, void *stream)
+{
+    const int hidden = a->shared.gate_up->k;
+    const enum act_form form = a->shared.gate_up->form == MATRIX_FP8 ? ACT_F16 : ACT_BF16;
+    for (int first = 0; first < a->rows; first += ROW_BLOCK) {
+        const int left = a->rows - first, rows = left < ROW_BLOCK ? left : ROW_BLOCK;
+        struct moe b = block_of(a, first, rows);
+        int rc = 0;
+        if (a->bulk) {
+            void *x = room_of(a->scratch, rows, hidden, a->shared.down->k, a->top_k).x;
+            rc = launch_convert(b.x, x, rows, hidden, form, stream);
+            b.x = x;
+        }
+        if (!rc)
+            rc = launch_block(&b, stream);
+        if (rc)
+            return rc;
+    }
+    return a->bulk ? rmsnorm_bulk_cuda(&a->norm, stream) : 0;
 }
