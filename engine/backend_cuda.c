@@ -142,29 +142,6 @@ static int cuda_rope_temperature(struct backend *be, const struct temperature *a
     return refuse(be, "the temperature of queries");
 }
 
-static int cuda_route(struct backend *be, const struct route *a)
-{
-    (void)a;
-    return refuse(be, "routing to experts");
-}
-
-static int cuda_moe(struct backend *be, const struct moe *a)
-{
-    (void)a;
-    return refuse(be, "a layer of experts");
-}
-
-static size_t cuda_moe_bytes(const struct backend *be, int rows, int hidden, int ffn, int experts, int top_k)
-{
-    (void)be;
-    (void)rows;
-    (void)hidden;
-    (void)ffn;
-    (void)experts;
-    (void)top_k;
-    return 0;
-}
-
 static int cuda_qkv(struct backend *be, const struct qkv *a)
 {
     if (!a->rope.rotate || a->rope.qk_norm > 0 || a->rope.temperature)

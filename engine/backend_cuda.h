@@ -1,7 +1,7 @@
 /* backend_cuda: the inside of the CUDA backend, shared by its files: backend_cuda.c (the table and its launches),
  * backend_cuda_device.c (finding and opening a GPU), backend_cuda_memory.c (memory and copies), backend_cuda_matrix.c (weights),
  * backend_cuda_graph.c (recorded passes and time stamps), backend_cuda_bulk.c (long prefill passes),
- * backend_cuda_rival.c (cuBLASLt to compare with). Nothing here is seen outside them. */
+ * backend_cuda_moe.c (layers of experts), backend_cuda_rival.c (cuBLASLt to compare with). Nothing here is seen outside them. */
 #ifndef ENGINE_BACKEND_CUDA_H
 #define ENGINE_BACKEND_CUDA_H
 #include "engine/backend.h"
@@ -89,6 +89,10 @@ int  cuda_bulk_quantise(struct backend *be, const struct quantise *a);
 int  cuda_bulk_attention(struct backend *be, const struct attention *a);
 int  cuda_open_lt(struct cuda *c); /* cuBLASLt, when it is not open yet; ERR_DEVICE says what to install */
 void cuda_bulk_close(struct cuda *c);
+
+int  cuda_route(struct backend *be, const struct route *a);
+int  cuda_moe(struct backend *be, const struct moe *a);
+size_t cuda_moe_bytes(const struct backend *be, int rows, int hidden, int ffn, int experts, int top_k);
 
 int  cuda_rival_ask(struct backend *be, struct rival *a);
 int  cuda_rival(struct backend *be, const struct rival *a);

@@ -136,7 +136,8 @@ static int run_moe(const struct forward *f, int layer, int *expert)
                                 .slot = f->rows.slot,
                                 .expert = expert,
                                 .score = s->score,
-                                .top_k = m->cfg.top_k};
+                                .top_k = m->cfg.top_k,
+                                .x_form = l->gate_up.form == MATRIX_FP8 ? ACT_F16 : ACT_BF16};
     const struct moe moe = {.shared = {&l->gate_up, &l->down},
                             .gate_up = l->expert_gate_up,
                             .down = l->expert_down,

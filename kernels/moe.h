@@ -24,6 +24,7 @@ struct route {
     int *expert;
     float *score;
     int top_k;
+    enum act_form x_form; /* CUDA: of product.x, which experts of either form multiply too */
 };
 
 /* Weights of one expert. */
