@@ -87,7 +87,7 @@ int cuda_launched(struct backend *be, int rc, struct cuda_launch what)
 static int cuda_embed(struct backend *be, const struct embed *a)
 {
     return cuda_launched(be, embed_cuda(a, cuda_of(be)->stream),
-                    (struct cuda_launch){"embed", a->rows, a->w->n, a->w->k});
+                         (struct cuda_launch){"embed", a->rows, a->w->n, a->w->k});
 }
 
 static int cuda_rmsnorm(struct backend *be, const struct rmsnorm *a)
@@ -95,7 +95,7 @@ static int cuda_rmsnorm(struct backend *be, const struct rmsnorm *a)
     if (a->bulk)
         return cuda_bulk_rmsnorm(be, a);
     return cuda_launched(be, rmsnorm_cuda(a, cuda_of(be)->stream),
-                    (struct cuda_launch){"rmsnorm", a->rows, a->dim, a->dim});
+                         (struct cuda_launch){"rmsnorm", a->rows, a->dim, a->dim});
 }
 
 static int cuda_gemm(struct backend *be, const struct gemm *a)
@@ -103,7 +103,7 @@ static int cuda_gemm(struct backend *be, const struct gemm *a)
     if (a->bulk)
         return cuda_bulk_gemm(be, a);
     return cuda_launched(be, gemm_cuda(a, cuda_of(be)->stream),
-                    (struct cuda_launch){"gemm", a->rows, a->w->n, a->w->k});
+                         (struct cuda_launch){"gemm", a->rows, a->w->n, a->w->k});
 }
 
 static int cuda_swiglu(struct backend *be, const struct gemm *a)
@@ -111,14 +111,14 @@ static int cuda_swiglu(struct backend *be, const struct gemm *a)
     if (a->bulk)
         return cuda_bulk_swiglu(be, a);
     return cuda_launched(be, swiglu_cuda(a, cuda_of(be)->stream),
-                    (struct cuda_launch){"swiglu", a->rows, a->w->n, a->w->k});
+                         (struct cuda_launch){"swiglu", a->rows, a->w->n, a->w->k});
 }
 
 static int cuda_rope_table(struct backend *be, const struct rows *rows, const float *inv_freq, int head_dim,
                            float *cos_sin)
 {
     return cuda_launched(be, rope_table_cuda(rows, inv_freq, head_dim, cos_sin, cuda_of(be)->stream),
-                    (struct cuda_launch){"rope_table", rows->n, head_dim, head_dim});
+                         (struct cuda_launch){"rope_table", rows->n, head_dim, head_dim});
 }
 
 static int cuda_residual(struct backend *be, const struct residual *a)
@@ -138,14 +138,12 @@ static int refuse(const struct backend *be, const char *what)
 
 static int cuda_rope_temperature(struct backend *be, const struct temperature *a)
 {
-    (void)a;
-    return refuse(be, "the temperature of queries");
+    return cuda_launched(be, rope_temperature_cuda(a, cuda_of(be)->stream),
+                         (struct cuda_launch){"rope_temperature", a->rows->n, 1, 1});
 }
 
 static int cuda_qkv(struct backend *be, const struct qkv *a)
 {
-    if (!a->rope.rotate || a->rope.qk_norm > 0 || a->rope.temperature)
-        return refuse(be, "a layer without rotation or with a norm of queries and keys");
     if (a->product.bulk)
         return cuda_bulk_qkv(be, a);
     const struct matrix *w = a->product.w;
@@ -168,7 +166,7 @@ static int cuda_attention(struct backend *be, const struct attention *a)
     if (a->bulk)
         return cuda_bulk_attention(be, a);
     return cuda_launched(be, attention_cuda(a, cuda_of(be)->stream),
-                    (struct cuda_launch){"attention", a->rows->n, a->heads, a->kv.head_dim});
+                         (struct cuda_launch){"attention", a->rows->n, a->heads, a->kv.head_dim});
 }
 
 /* Later cells never are sources of earlier ones, so a long path is moved piece by piece. */
@@ -180,7 +178,7 @@ static int cuda_kv_move(struct backend *be, const struct kv_move *a)
         part.dst += at;
         part.n = a->n - at < MOVE_MAX ? a->n - at : MOVE_MAX;
         TRY(cuda_launched(be, kv_move_cuda(&part, cuda_of(be)->stream),
-                     (struct cuda_launch){"kv_move", part.n, a->kv.kv_heads, a->kv.head_dim}));
+                          (struct cuda_launch){"kv_move", part.n, a->kv.kv_heads, a->kv.head_dim}));
     }
     return 0;
 }
@@ -188,31 +186,32 @@ static int cuda_kv_move(struct backend *be, const struct kv_move *a)
 static int cuda_logits(struct backend *be, const struct logits *a)
 {
     return cuda_launched(be, logits_cuda(a, cuda_of(be)->stream),
-                    (struct cuda_launch){"logits", a->rows, a->vocab, a->vocab});
+                         (struct cuda_launch){"logits", a->rows, a->vocab, a->vocab});
 }
 
 static int cuda_ngram(struct backend *be, const struct ngram *a)
 {
     return cuda_launched(be, ngram_cuda(a, cuda_of(be)->stream),
-                    (struct cuda_launch){"ngram", a->trees->slots, a->min, a->max});
+                         (struct cuda_launch){"ngram", a->trees->slots, a->min, a->max});
 }
 
 static int cuda_step_plan(struct backend *be, const struct step *s, int rows)
 {
     return cuda_launched(be, step_plan_cuda(s, rows, cuda_of(be)->stream),
-                    (struct cuda_launch){"step_plan", rows, s->trees.slots, s->trees.max_nodes});
+                         (struct cuda_launch){"step_plan", rows, s->trees.slots, s->trees.max_nodes});
 }
 
 static int cuda_step_commit(struct backend *be, const struct step_commit *a)
 {
     const struct trees *t = &a->step->trees;
     return cuda_launched(be, step_commit_cuda(a, cuda_of(be)->stream),
-                    (struct cuda_launch){"step_commit", t->slots, t->max_nodes, a->n_layers});
+                         (struct cuda_launch){"step_commit", t->slots, t->max_nodes, a->n_layers});
 }
 
 static int cuda_stamp(struct backend *be, int64_t *at)
 {
-    return cuda_launched(be, step_stamp_cuda(at, cuda_of(be)->stream), (struct cuda_launch){"stamp", 1, 1, 1});
+    return cuda_launched(be, step_stamp_cuda(at, cuda_of(be)->stream),
+                         (struct cuda_launch){"stamp", 1, 1, 1});
 }
 
 static size_t cuda_accept_bytes(const struct backend *be, int slots, int max_nodes, int vocab)
@@ -225,20 +224,20 @@ static size_t cuda_accept_bytes(const struct backend *be, int slots, int max_nod
 static int cuda_accept(struct backend *be, const struct accept *a)
 {
     return cuda_launched(be, accept_cuda(a, cuda_of(be)->stream),
-                    (struct cuda_launch){"accept", a->trees->slots, a->trees->max_nodes, a->vocab});
+                         (struct cuda_launch){"accept", a->trees->slots, a->trees->max_nodes, a->vocab});
 }
 
 static int cuda_node_stats(struct backend *be, const struct node_stats *a)
 {
     return cuda_launched(be, node_stats_cuda(a, cuda_of(be)->stream),
-                    (struct cuda_launch){"node_stats", a->trees->slots, a->trees->max_nodes, a->vocab});
+                         (struct cuda_launch){"node_stats", a->trees->slots, a->trees->max_nodes, a->vocab});
 }
 
 static int cuda_read(struct backend *be, const void *data, size_t bytes, uint64_t *sum)
 {
     _Static_assert(sizeof(unsigned long long) == sizeof *sum, "the checksum has 64 bits");
     return cuda_launched(be, read_cuda(data, bytes, (unsigned long long *)(void *)sum, cuda_of(be)->stream),
-                    (struct cuda_launch){"read", (int)(bytes >> 20), 1 << 20, 1});
+                         (struct cuda_launch){"read", (int)(bytes >> 20), 1 << 20, 1});
 }
 
 static int device_error(struct backend *be, cudaError_t rc)

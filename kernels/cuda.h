@@ -34,6 +34,7 @@ KERN_API int swiglu_cuda(const struct gemm *a, void *stream);
 KERN_API int residual_cuda(const struct residual *a, void *stream); /* none of these in bulk: see kernels/bulk.h */
 KERN_API int qkv_cuda(const struct qkv *a, void *stream);
 KERN_API int quantise_cuda(const struct quantise *a, void *stream);
+KERN_API int rope_temperature_cuda(const struct temperature *a, void *stream);
 KERN_API int rope_table_cuda(const struct rows *rows, const float *inv_freq, int head_dim, float *cos_sin, void *stream);
 KERN_API int rope_cuda(const struct rope *a, void *stream);
 KERN_API int attention_cuda(const struct attention *a, void *stream); /* scratch f32 [attention_cuda_scratch(...)] */

@@ -316,11 +316,14 @@ KERN_API int qkv_cuda(const struct qkv *a, void *stream)
 {
     struct gemm_args p = args_of(&a->product, EPILOGUE_ROTARY);
     const uint64_t head_tiles = (uint64_t)a->rope.kv.head_dim / TILE;
-    p.cos_sin = a->rope.cos_sin;
+    p.raw = a->rope.qk_norm > 0;
+    p.cos_sin = a->rope.rotate && !p.raw ? a->rope.cos_sin : NULL;
+    p.temperature = p.raw ? NULL : a->rope.temperature;
     p.slot = a->rope.rows->slot;
     p.cell = a->rope.rows->cell;
     p.kv = a->rope.kv;
     p.heads = a->rope.heads;
     p.per_head = head_tiles > 1 ? (uint32_t)((((uint64_t)1 << 32) + head_tiles - 1) / head_tiles) : 0;
-    return launch_gemm(&p, a->product.w->form, stream);
+    const int rc = launch_gemm(&p, a->product.w->form, stream);
+    return rc || !p.raw ? rc : rope_cuda(&a->rope, stream);
 }

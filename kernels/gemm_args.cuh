@@ -32,7 +32,9 @@ struct gemm_args {
     const float *gain; /* RESIDUAL: of the norm, with its outputs */
     void *normed;
     float *normed_square;
-    const float *cos_sin; /* ROTARY */
+    const float *cos_sin;     /* ROTARY; NULL: queries and keys stay as they are */
+    const float *temperature; /* ROTARY, of the queries; NULL: 1 */
+    int raw;                  /* ROTARY: no cosines, no cache, all of q, k, v to y: another kernel follows */
     const int *slot, *cell;
     struct kv_layer kv;
     int heads;

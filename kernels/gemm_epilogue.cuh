@@ -77,10 +77,11 @@ __device__ static inline void needs_of(const struct gemm_args &p, int tile, int 
             const float *at = NULL;
             if (p.epilogue == EPILOGUE_ADD || p.epilogue == EPILOGUE_RESIDUAL)
                 at = (const float *)p.y + (size_t)(row + c) * (size_t)p.n + j;
-            else if (p.epilogue == EPILOGUE_ROTARY)
+            else if (p.epilogue == EPILOGUE_ROTARY && p.cos_sin)
                 at = p.cos_sin + (size_t)(row + c) * (size_t)p.kv.head_dim +
                      (j - head_of(p, tile) * p.kv.head_dim);
-            to->old[c][h] = at && exists && row + c < p.rows ? *at : 0.0f;
+            const float none = p.epilogue == EPILOGUE_ROTARY && !p.cos_sin && h == 0 ? 1.0f : 0.0f;
+            to->old[c][h] = at && exists && row + c < p.rows ? *at : none;
         }
     }
 #pragma unroll
@@ -117,7 +118,7 @@ __device__ static inline void needs_request(const struct gemm_args &p, int tile,
             if (p.epilogue == EPILOGUE_ADD || p.epilogue == EPILOGUE_RESIDUAL)
                 request(box + (4 + c * 2 + h) * LANES, (const float *)p.y + (size_t)r * (size_t)p.n + at,
                         there);
-            else if (p.epilogue == EPILOGUE_ROTARY)
+            else if (p.epilogue == EPILOGUE_ROTARY && p.cos_sin)
                 request(box + (4 + c * 2 + h) * LANES,
                         p.cos_sin + (size_t)r * (size_t)p.kv.head_dim +
                             (there ? at - head_of(p, tile) * p.kv.head_dim : 0),
@@ -135,16 +136,17 @@ __device__ static inline void needs_request(const struct gemm_args &p, int tile,
 __device__ static inline void needs_take(const struct gemm_args &p, const uint32_t *box,
                                          struct tile_needs *to)
 {
-    const int adds = p.epilogue != EPILOGUE_STORE && p.epilogue != EPILOGUE_SWIGLU,
-              turns = p.epilogue == EPILOGUE_ROTARY;
+    const int turns = p.epilogue == EPILOGUE_ROTARY,
+              reads = turns ? p.cos_sin != NULL
+                            : p.epilogue != EPILOGUE_STORE && p.epilogue != EPILOGUE_SWIGLU;
     asm volatile("cp.async.wait_all;" ::: "memory");
     box += threadIdx.x % LANES;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         to->scale[i] = p.scale ? __uint_as_float(box[i * LANES]) : 1.0f;
         to->gain[i] = p.epilogue == EPILOGUE_RESIDUAL ? __uint_as_float(box[(2 + i) * LANES]) : 0.0f;
-        to->old[i][0] = adds ? __uint_as_float(box[(4 + i * 2) * LANES]) : 0.0f;
-        to->old[i][1] = adds ? __uint_as_float(box[(5 + i * 2) * LANES]) : 0.0f;
+        to->old[i][0] = reads ? __uint_as_float(box[(4 + i * 2) * LANES]) : turns ? 1.0f : 0.0f;
+        to->old[i][1] = reads ? __uint_as_float(box[(5 + i * 2) * LANES]) : 0.0f;
         to->slot[i] = turns ? (int)box[(8 + i) * LANES] : -1;
         to->cell[i] = turns ? (int)box[(10 + i) * LANES] : 0;
     }
@@ -221,7 +223,8 @@ __device__ static inline void put_cell(const struct kv_layer &kv, void *cells, s
     ((__nv_bfloat16 *)cells)[at + half] = __float2bfloat16_rn(high);
 }
 
-/* Rotated as rope.cu does; queries to rope.qkv, keys and values to their cells alone. */
+/* Rotated as rope.cu does (by no angle: times 1, minus 0); queries to rope.qkv, keys and values to their cells
+ * alone. */
 __device__ static inline void end_rotary(const struct gemm_args &p, const struct tile_needs &with,
                                          const struct tile_lane *s)
 {
@@ -232,14 +235,19 @@ __device__ static inline void end_rotary(const struct gemm_args &p, const struct
     for (int c = 0; c < 2 && s->row + c < p.rows; c++) {
         const int slot = with.slot[c];
         float low = s->v[c][0], high = s->v[c][1];
-        if (slot < 0)
+        if (slot < 0 && !p.raw)
             continue;
         if (!is_value) {
             const float cos = with.old[c][0], sin = with.old[c][1], before = low;
             low = __fmaf_rn(-high, sin, __fmul_rn(low, cos));
             high = __fmaf_rn(before, sin, __fmul_rn(high, cos));
         }
-        if (head < p.heads) {
+        if (p.temperature && head < p.heads) {
+            const float by = p.temperature[s->row + c];
+            low = __fmul_rn(low, by);
+            high = __fmul_rn(high, by);
+        }
+        if (head < p.heads || p.raw) {
             float *q = (float *)p.y + (size_t)(s->row + c) * (size_t)p.n + output;
             q[0] = low;
             q[dim / 2] = high;

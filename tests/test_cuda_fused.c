@@ -274,8 +274,8 @@ struct cache {
     struct matrix rotary, plain;
     void *input;
     float *square, *inverse_rms; /* device [ROWS, steps], [ROWS] */
-    float *cos_sin, *qkv;    /* device; qkv of the product alone, host [ROWS, n] */
-    float *table;            /* host cos_sin */
+    float *cos_sin, *qkv;        /* device; qkv of the product alone, host [ROWS, n] */
+    float *table;                /* host cos_sin */
     int *device_slot, *device_cell;
     struct rows rows;
     size_t elements, bytes; /* of k or v */
@@ -346,8 +346,16 @@ static void put(const struct cache *c, void *cells, size_t at, float v)
         ((bf16 *)cells)[at] = bf16_from_f32(v);
 }
 
+/* What a layer does with queries and keys; the last two are Llama 4's without rotation. */
+enum turning { ROTATED, AS_THEY_ARE, WITH_TEMPERATURE, N_TURNINGS };
+
+static float temperature_of(int r)
+{
+    return 1 + (float)(r % 5) * 0.3f;
+}
+
 /* Row r of the product, as it should end: rope's arithmetic, one rounding each. */
-static void expect_row(const struct cache *c, int r, float *q, void *k, void *v)
+static void expect_row(const struct cache *c, enum turning how, int r, float *q, void *k, void *v)
 {
     const int half = c->dim / 2;
     const float *cos = c->table + (size_t)r * (size_t)c->dim, *sin = cos + half;
@@ -355,18 +363,19 @@ static void expect_row(const struct cache *c, int r, float *q, void *k, void *v)
         for (int j = 0; j < half; j++) {
             const size_t from = (size_t)r * (size_t)c->n + (size_t)(h * c->dim + j);
             const float a = c->qkv[from], b = c->qkv[from + (size_t)half];
-            const int turns = h < c->heads + c->kv_heads;
+            const int is_key = h < c->heads + c->kv_heads, turns = is_key && how == ROTATED;
             const float low = turns ? fmaf(-b, sin[j], a * cos[j]) : a,
                         high = turns ? fmaf(a, sin[j], b * cos[j]) : b;
+            const float by = how == WITH_TEMPERATURE ? temperature_of(r) : 1;
             if (h < c->heads) {
-                q[from] = low, q[from + (size_t)half] = high;
+                q[from] = low * by, q[from + (size_t)half] = high * by;
                 continue;
             }
             const int kv_head = (h - c->heads) % c->kv_heads;
             const size_t at =
                 (size_t)((c->slot[r] * c->kv_heads + kv_head) * CAP + c->cell[r]) * (size_t)c->dim +
                 (size_t)j;
-            put(c, turns ? k : v, at, low), put(c, turns ? k : v, at + (size_t)half, high);
+            put(c, is_key ? k : v, at, low), put(c, is_key ? k : v, at + (size_t)half, high);
         }
 }
 
@@ -382,8 +391,12 @@ static void same(const struct cache *c, int rows, const char *what, const void *
                    bytes, g[i], w[i]);
 }
 
-static void check_qkv(const struct cache *c, int rows)
+static void check_qkv(const struct cache *c, enum turning how, int rows)
 {
+    float by[ROWS];
+    for (int r = 0; r < ROWS; r++)
+        by[r] = temperature_of(r);
+    float *temperature = to_device(by, sizeof by);
     const size_t sums = ROWS * (size_t)c->n * sizeof(float);
     float *q = to_device(NULL, sums), *want_q = alloc(sums);
     void *k = to_device(NULL, c->bytes), *v = to_device(NULL, c->bytes), *want_k = alloc(c->bytes),
@@ -393,13 +406,14 @@ static void check_qkv(const struct cache *c, int rows)
     memset(want_v, UNTOUCHED, c->bytes);
     for (int r = 0; r < rows; r++)
         if (c->slot[r] >= 0)
-            expect_row(c, r, want_q, want_k, want_v);
+            expect_row(c, how, r, want_q, want_k, want_v);
     struct qkv a = {.product = product_of(c, &c->rotary, q, rows),
                     .rope = {.rows = &c->rows,
                              .qkv = q,
                              .cos_sin = c->cos_sin,
                              .heads = c->heads,
-                             .rotate = 1,
+                             .rotate = how == ROTATED,
+                             .temperature = how == WITH_TEMPERATURE ? temperature : NULL,
                              .kv = {k, v, SLOTS, c->kv_heads, c->dim, CAP, c->form}}};
     cuda_ok(qkv_cuda(&a, NULL), "launching qkv");
     void *const got[] = {from_device(q, sums), from_device(k, c->bytes), from_device(v, c->bytes)};
@@ -409,15 +423,16 @@ static void check_qkv(const struct cache *c, int rows)
     for (int i = 0; i < 3; i++)
         free(got[i]);
     free(want_q), free(want_k), free(want_v);
-    cudaFree(q), cudaFree(k), cudaFree(v);
+    cudaFree(q), cudaFree(k), cudaFree(v), cudaFree(temperature);
 }
 
 START_TEST(qkv_is_its_product_then_rope_for_every_number_of_rows)
 {
     struct cache c;
     cache_init(&c, _i / 4, _i / 2 % 2 ? MATRIX_FP8 : MATRIX_BF16, _i % 2 ? KV_FP8 : KV_WIDE);
-    for (int i = 0; i < N_BATCHES; i++)
-        check_qkv(&c, batches[i]);
+    for (int how = ROTATED; how < N_TURNINGS; how++)
+        for (int i = 0; i < N_BATCHES; i++)
+            check_qkv(&c, (enum turning)how, batches[i]);
     cache_deinit(&c);
 }
 END_TEST
@@ -451,11 +466,8 @@ static void chain(const struct layer *l, void *stream, int wait)
     waited(wait);
     for (int i = 0; i < 20; i++) {
         const int rows = i % 2 ? 64 : 40;
-        const struct gemm normed = {.x = l->s.act,
-                                    .rows = rows,
-                                    .square = l->s.square,
-                                    .eps = EPS,
-                                    .scratch = c->inverse_rms};
+        const struct gemm normed = {
+            .x = l->s.act, .rows = rows, .square = l->s.square, .eps = EPS, .scratch = c->inverse_rms};
         struct gemm up = normed;
         struct qkv qkv = {.product = normed,
                           .rope = {.rows = &c->rows,

@@ -125,6 +125,85 @@ START_TEST(rope_is_within_its_bound_and_fills_its_cells_alone)
 }
 END_TEST
 
+/* Rotation, norm and temperature in every combination against the reference. A norm's sum of dim squares and
+ * its root: at most dim + 8 roundings of the factor; what it multiplies as above, and random heads have an
+ * rms over 1/8. */
+START_TEST(norms_and_temperatures_of_heads_are_within_their_bound)
+{
+    float by[ROPE_ROWS];
+    for (int r = 0; r < ROPE_ROWS; r++)
+        by[r] = 1 + 0.25f * (float)(r % 7);
+    float *temperature = device_new(by, sizeof by);
+    for (int kind = 1; kind < 8; kind++) {
+        struct scene *s = rope_scene(_i);
+        const struct kv_layer ref_kv = reference_kv(s);
+        const size_t bytes = ROPE_ROWS * row_size(s) * sizeof(float);
+        float *table = rotate(s, ROPE_ROWS), *got = host_new(bytes),
+              *angles = device_new(table, (size_t)ROPE_ROWS * (size_t)s->dim * sizeof(float));
+        struct rows rows = scene_rows(s, 0, ROPE_ROWS),
+                    host_rows = {.n = ROPE_ROWS, .slot = s->slot, .pos = s->pos, .cell = s->cell};
+        upload(s->device_qkv, s->qkv, bytes);
+        struct rope a = {.rows = &rows,
+                         .qkv = s->device_qkv,
+                         .cos_sin = angles,
+                         .kv = scene_kv(s),
+                         .heads = s->heads,
+                         .rotate = kind & 1,
+                         .qk_norm = kind & 2 ? 1e-5f : 0,
+                         .temperature = kind & 4 ? temperature : NULL};
+        cuda(rope_cuda(&a, NULL), "rope_cuda");
+        download(got, s->device_qkv, bytes);
+        download(s->cells[0], s->device_cells[0], cache_bytes(s));
+        a.rows = &host_rows, a.qkv = s->qkv, a.cos_sin = table, a.kv = ref_kv;
+        a.temperature = kind & 4 ? by : NULL;
+        rope_ref(&a);
+        const double slack = 3 * 4 * 0x1p-24 * (kind & 2 ? 8 : 1) * (kind & 4 ? 2.5 : 1),
+                     relative = (kind & 2 ? s->dim + 8 : 1) * 0x1p-24;
+        for (int r = 0; r < ROPE_ROWS; r++) {
+            const float *expected = s->qkv + (size_t)r * row_size(s), *key = expected + s->heads * s->dim;
+            for (int i = 0; i < s->heads * s->dim; i++)
+                EXPECT_MSG(fabs((double)got[(size_t)r * row_size(s) + (size_t)i] - expected[i]) <=
+                               (s->slot[r] < 0 ? 0 : slack + relative * fabsf(expected[i])),
+                           "kind %d, row %d query element %d is %.9g, expected %.9g", kind, r, i,
+                           got[(size_t)r * row_size(s) + (size_t)i], expected[i]);
+            for (int i = 0; s->slot[r] >= 0 && i < s->kv_heads * s->dim; i++) {
+                const float k =
+                    cache_get(s, 0, at(s, s->slot[r], i / s->dim, s->cell[r]) + (size_t)(i % s->dim));
+                EXPECT_MSG(fabs((double)k - key[i]) <= slack + relative * fabsf(key[i]) +
+                                                           step_of(s->form, key[i]) / 2 * (1 + 0x1p-10),
+                           "kind %d, row %d key element %d is %.9g, expected %.9g", kind, r, i, k, key[i]);
+            }
+        }
+        cuda((int)cudaFree(angles), "cudaFree");
+        free(got), free(table), free(ref_kv.k), free(ref_kv.v);
+        scene_free(s);
+    }
+    cuda((int)cudaFree(temperature), "cudaFree");
+}
+END_TEST
+
+/* Positions up to 2^20 - 1 and a few at the borders; log1p to 2 ulp, at most 4 with its product and sum. */
+START_TEST(temperatures_are_within_their_bound)
+{
+    enum { N = 300 };
+    int pos[N];
+    float got[N], want[N];
+    for (int r = 0; r < N; r++)
+        pos[r] = r < 8 ? 8190 + r : r == 8 ? (1 << 20) - 1 : r * 3491;
+    int *device_pos = device_new(pos, sizeof pos);
+    float *out = device_new(NULL, sizeof got);
+    const struct rows rows = {.n = N, .pos = device_pos}, host_rows = {.n = N, .pos = pos};
+    cuda(rope_temperature_cuda(&(struct temperature){&rows, 0.1f, 8192, out}, NULL), "rope_temperature_cuda");
+    download(got, out, sizeof got);
+    rope_temperature(&(struct temperature){&host_rows, 0.1f, 8192, want});
+    for (int r = 0; r < N; r++)
+        EXPECT_MSG(fabsf(got[r] - want[r]) <= 4 * 0x1p-23f, "position %d: %.9g, expected %.9g", pos[r],
+                   got[r], want[r]);
+    cuda((int)cudaFree(device_pos), "cudaFree");
+    cuda((int)cudaFree(out), "cudaFree");
+}
+END_TEST
+
 START_TEST(a_row_of_rope_is_the_same_in_every_batch)
 {
     static const int sizes[] = {2, 9, ROPE_ROWS};
@@ -200,6 +279,8 @@ int main(void)
     TCase *c = tcase_create("cuda_rope");
     tcase_add_loop_test(c, the_rope_table_holds_cosines_then_sines_of_far_positions, 0, N_SHAPES);
     tcase_add_loop_test(c, rope_is_within_its_bound_and_fills_its_cells_alone, 0, N_CASES);
+    tcase_add_loop_test(c, norms_and_temperatures_of_heads_are_within_their_bound, 0, N_CASES);
+    tcase_add_test(c, temperatures_are_within_their_bound);
     tcase_add_loop_test(c, a_row_of_rope_is_the_same_in_every_batch, 0, N_CASES);
     tcase_add_loop_test(c, moved_cells_hold_what_their_sources_held, 0, N_CASES);
     tcase_add_test(c, more_than_64_moves_are_refused);
