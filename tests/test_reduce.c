@@ -1,0 +1,50 @@
+/* test_reduce: the order of the sum, what the wire rounds, and the norm behind it. */
+#include "kernels/reduce.h"
+#include <check.h>
+#include <stdlib.h>
+
+static float reduce_one(float y, const float *terms, int world, enum wire wire, float *normed)
+{
+    const float gain = 2, *part[8];
+    struct reduce a = {.y = &y, .rows = 1, .n = 1, .wire = wire};
+    a.norm = (struct rmsnorm){
+        .x = &y, .w = &gain, .y = {.act = normed}, .rows = 1, .dim = 1, .threads = 1, .eps = 0};
+    for (int p = 0; p < world; p++)
+        part[p] = &terms[p];
+    reduce_ref(&a, part, world);
+    return y;
+}
+
+/* 1 + 2^24 rounds to 2^24 in f32, so only the order of the ranks gives 0, and y last keeps its 3. */
+START_TEST(parts_are_added_in_the_order_of_ranks_and_then_to_the_stream)
+{
+    float normed = 0;
+    ck_assert(reduce_one(3, (const float[]){1, 0x1p24f, -0x1p24f}, 3, WIRE_F32, &normed) == 3);
+    ck_assert(reduce_one(3, (const float[]){0x1p24f, -0x1p24f, 1}, 3, WIRE_F32, &normed) == 4);
+    ck_assert(normed == 2);
+}
+END_TEST
+
+/* 1 + 2^-8 lies half way between two bf16 numbers: to even, 1. */
+START_TEST(a_narrow_wire_rounds_every_part_and_no_sum)
+{
+    float normed = 0;
+    const float parts[] = {1 + 0x1p-8f, 0x1p-8f};
+    ck_assert(reduce_one(0, parts, 2, WIRE_BF16, &normed) == 1 + 0x1p-8f);
+    ck_assert(reduce_one(0, parts, 2, WIRE_F32, &normed) == 1 + 0x1p-7f);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("reduce");
+    TCase *t = tcase_create("reference");
+    tcase_add_test(t, parts_are_added_in_the_order_of_ranks_and_then_to_the_stream);
+    tcase_add_test(t, a_narrow_wire_rounds_every_part_and_no_sum);
+    suite_add_tcase(s, t);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_ENV);
+    const int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
