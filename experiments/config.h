@@ -38,6 +38,7 @@ struct config {
     struct { char *kind, *isa; int index, threads, graph; } device;
     struct {
         char *strategy, *reference;
+        char *head;
         int max_depth, max_nodes;
         double option[CONFIG_MAX_STRATEGIES][CONFIG_MAX_DRAFT_OPTIONS]; /* [index in drafts_all][index in its options] */
     } draft;

@@ -47,6 +47,7 @@ static struct draft_env env_of(const struct toy_draft *d)
                               .vocab = TOY_VOCAB,
                               .max_depth = 4,
                               .max_nodes = 6,
+                              .head = "synthetic",
                               .seed = 3,
                               .option = d->option,
                               .reference = toy_reference,
