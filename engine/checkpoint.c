@@ -257,8 +257,7 @@ int checkpoint_take_as(struct checkpoint *c, const char *name, const struct chec
              found);
     if (!usable(t, want->dtypes))
         FAIL(ERR_FORMAT, "%s: tensor '%s': expected %s %s, found %s %s", c->dir, name,
-             dtypes_text(want->dtypes), expected,
-             t->dtype, found);
+             dtypes_text(want->dtypes), expected, t->dtype, found);
     c->seen[place] = 1;
     *out = t;
     return 0;

@@ -24,8 +24,8 @@ static struct weight_want want_of(const char *prefix, const char *name, int n, i
 }
 
 /* Columns [first, first + k) of each part, stacked, to one matrix. */
-static int pack_columns(struct loading *l, struct matrix *out, const struct weight *part, int n_parts, int first,
-                        int k)
+static int pack_columns(struct loading *l, struct matrix *out, const struct weight *part, int n_parts,
+                        int first, int k)
 {
     struct matrix_part cut[PARTS_MAX];
     void *copy[PARTS_MAX] = {NULL};
@@ -171,7 +171,8 @@ static int read_d2t(struct loading *l)
         int64_t offset;
         memcpy(&offset, (const char *)t->data + i * sizeof offset, sizeof offset);
         if (offset < -(int64_t)i || offset >= h->cfg.target_vocab - (int64_t)i)
-            FAIL(ERR_FORMAT, "%s: tensor 'd2t': expected entry %zu to lead to an id from 0 to %d, found offset %lld",
+            FAIL(ERR_FORMAT,
+                 "%s: tensor 'd2t': expected entry %zu to lead to an id from 0 to %d, found offset %lld",
                  l->ckpt->dir, i, h->cfg.target_vocab - 1, (long long)offset);
         h->d2t[i] = (int)((int64_t)i + offset);
     }
@@ -192,7 +193,8 @@ static int check_t2d(struct loading *l)
         marked += mask[i] != 0;
     for (int i = 0; i < h->cfg.vocab; i++)
         if (!mask[h->d2t[i]])
-            FAIL(ERR_FORMAT, "%s: 't2d' and 'd2t' disagree: draft id %d is target id %d, which t2d does not mark",
+            FAIL(ERR_FORMAT,
+                 "%s: 't2d' and 'd2t' disagree: draft id %d is target id %d, which t2d does not mark",
                  l->ckpt->dir, i, h->d2t[i]);
     if (marked != (size_t)h->cfg.vocab)
         FAIL(ERR_FORMAT, "%s: 't2d' and 'd2t' disagree: expected %d marked ids, found %zu", l->ckpt->dir,
@@ -211,7 +213,8 @@ static int check_unique(const struct head *h)
         twice = seen[h->d2t[i]]++ ? i : -1;
     free(seen);
     if (twice >= 0)
-        FAIL(ERR_FORMAT, "head: tensor 'd2t': expected different target ids, found id %d twice", h->d2t[twice]);
+        FAIL(ERR_FORMAT, "head: tensor 'd2t': expected different target ids, found id %d twice",
+             h->d2t[twice]);
     return 0;
 }
 
@@ -277,9 +280,9 @@ void head_close(struct head *h)
 {
     struct backend *be = h->be;
     if (be) {
-        void *const lent[] = {h->fc[0].data, h->fc[1].data,   h->fc[2].data,   h->qkv_e.data,  h->qkv_g.data,
-                              h->o.data,     h->gate_up.data, h->down.data,    h->embed.data,  h->lm_head.data,
-                              h->fc_norm[0], h->fc_norm[1],   h->fc_norm[2],   h->embed_norm,  h->hidden_norm,
+        void *const lent[] = {h->fc[0].data, h->fc[1].data,   h->fc[2].data, h->qkv_e.data, h->qkv_g.data,
+                              h->o.data,     h->gate_up.data, h->down.data,  h->embed.data, h->lm_head.data,
+                              h->fc_norm[0], h->fc_norm[1],   h->fc_norm[2], h->embed_norm, h->hidden_norm,
                               h->ffn_norm,   h->norm,         h->inv_freq};
         for (size_t i = 0; i < sizeof lent / sizeof *lent; i++)
             be->ops->release(be, lent[i]);

@@ -69,9 +69,9 @@ void head_pass_deinit(struct head_pass *p)
 {
     if (p->head) {
         struct backend *be = p->head->be;
-        void *const lent[] = {p->ints,     p->x,       p->e,        p->qkv,          p->cos_sin,  p->logits,
-                              p->norm_e,   p->norm_g,  p->attended, p->ffn,          p->square_e, p->square_g,
-                              p->feature,  p->gemm,    p->attention, p->feature_norm};
+        void *const lent[] = {p->ints,    p->x,      p->e,         p->qkv,         p->cos_sin,  p->logits,
+                              p->norm_e,  p->norm_g, p->attended,  p->ffn,         p->square_e, p->square_g,
+                              p->feature, p->gemm,   p->attention, p->feature_norm};
         for (size_t i = 0; i < sizeof lent / sizeof *lent; i++)
             be->ops->release(be, lent[i]);
         kv_deinit(&p->kv);
@@ -92,8 +92,8 @@ static struct rows lay(struct head_pass *p, const struct head_row *rows, int n)
         for (int k = 0; k < steps; k++)
             at[6 * width + used++] = r->path[k];
     }
-    return (struct rows){n,          at,             at + width,     at + 2 * width,
-                         at + 3 * width, at + 4 * width, at + 5 * width, at + 6 * width};
+    return (struct rows){
+        n, at, at + width, at + 2 * width, at + 3 * width, at + 4 * width, at + 5 * width, at + 6 * width};
 }
 
 static struct gemm product(const struct head_pass *p, const struct matrix *w, const void *x, void *y)
@@ -107,7 +107,8 @@ static struct gemm product(const struct head_pass *p, const struct matrix *w, co
                          .eps = p->head->cfg.rms_eps};
 }
 
-static struct rmsnorm norm_of(const struct head_pass *p, const float *x, const float *w, void *act, float *square)
+static struct rmsnorm norm_of(const struct head_pass *p, const float *x, const float *w, void *act,
+                              float *square)
 {
     const struct head *h = p->head;
     return (struct rmsnorm){.x = x,
