@@ -284,10 +284,12 @@ static double log_sum(const float *logits, int vocab, float most)
 
 static void add_children(const struct eagle3 *e, struct eagle_slot *s, int parent, const float *logits)
 {
-    int id[TOP_K_MAX];
+    int id[TOP_K_MAX] = {0};
     const struct candidate *p = parent < 0 ? NULL : &s->candidate[parent];
     const int weight = p ? p->weight : 1;
     const int k = e->shape == SHAPE_CHAIN ? 1 : e->shape == SHAPE_STATIC ? e->top_k / weight : e->top_k;
+    if (k == 0)
+        return;
     best_ids(logits, e->head.cfg.vocab, k, id);
     const double lse = log_sum(logits, e->head.cfg.vocab, logits[id[0]]);
     for (int r = 0; r < k && s->n_candidates < e->max_candidates; r++)

@@ -190,7 +190,7 @@ static void check_on_host(const struct draft_ops *ops, void *self)
         }
         for (int s = 0; s < SLOTS; s++) {
             text[s].n++;
-            seen[s] = (struct draft_seen){text[s], 1, 0, NULL};
+            seen[s] = (struct draft_seen){text[s], 1, 0, NULL, 0};
         }
         ck_assert_int_eq(ops->observe(self, seen, SLOTS), 0);
     }
