@@ -298,6 +298,7 @@ int main(void)
 {
     Suite *s = suite_create("drafts");
     TCase *c = tcase_create("drafts");
+    tcase_set_timeout(c, 60); /* many variants, under sanitizers */
     tcase_add_checked_fixture(c, setup, teardown);
     tcase_add_test(c, the_table_is_complete);
     tcase_add_test(c, greedy_output_equals_none_token_for_token);
