@@ -3,7 +3,7 @@
 #include <stddef.h>
 #include <string.h>
 
-const struct draft_ops *const drafts_all[] = {&draft_none, &draft_ngram, &draft_oracle, NULL};
+const struct draft_ops *const drafts_all[] = {&draft_none, &draft_ngram, &draft_oracle, &draft_eagle3, NULL};
 
 const struct draft_ops *drafts_find(const char *name)
 {

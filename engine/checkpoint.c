@@ -228,7 +228,17 @@ static int is_float(const struct tensor *t)
 static int usable(const struct tensor *t, unsigned dtypes)
 {
     return (dtypes & CHECKPOINT_FLOATS && is_float(t)) ||
-           (dtypes & CHECKPOINT_FP8 && strcmp(t->dtype, "F8_E4M3") == 0);
+           (dtypes & CHECKPOINT_FP8 && strcmp(t->dtype, "F8_E4M3") == 0) ||
+           (dtypes & CHECKPOINT_I64 && strcmp(t->dtype, "I64") == 0) ||
+           (dtypes & CHECKPOINT_BOOL && strcmp(t->dtype, "BOOL") == 0);
+}
+
+static const char *dtypes_text(unsigned dtypes)
+{
+    return dtypes & CHECKPOINT_I64    ? "I64"
+           : dtypes & CHECKPOINT_BOOL ? "BOOL"
+           : dtypes & CHECKPOINT_FP8  ? "BF16, F16, F32 or F8_E4M3"
+                                      : "BF16, F16 or F32";
 }
 
 int checkpoint_take_as(struct checkpoint *c, const char *name, const struct checkpoint_want *want,
@@ -247,8 +257,7 @@ int checkpoint_take_as(struct checkpoint *c, const char *name, const struct chec
              found);
     if (!usable(t, want->dtypes))
         FAIL(ERR_FORMAT, "%s: tensor '%s': expected %s %s, found %s %s", c->dir, name,
-             want->dtypes & CHECKPOINT_FP8 ? "BF16, F16, F32 or F8_E4M3" : "BF16, F16 or F32", expected,
-             t->dtype, found);
+             dtypes_text(want->dtypes), expected, t->dtype, found);
     c->seen[place] = 1;
     *out = t;
     return 0;

@@ -18,7 +18,9 @@ void checkpoint_close(struct checkpoint *c); /* a zeroed struct is fine */
 /* What a caller can use. */
 enum checkpoint_dtypes {
     CHECKPOINT_FLOATS = 1, /* BF16, F16, F32 */
-    CHECKPOINT_FP8 = 2     /* F8_E4M3 */
+    CHECKPOINT_FP8 = 2,    /* F8_E4M3 */
+    CHECKPOINT_I64 = 4,
+    CHECKPOINT_BOOL = 8
 };
 struct checkpoint_want {
     size_t shape[3];

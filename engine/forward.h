@@ -10,6 +10,15 @@ struct forward_row {
     int parent; /* index of an earlier row of this pass, or -1: continues the committed text of its slot */
 };
 
+enum { FORWARD_TAPS = 3 };
+
+/* Features for drafts that read the target: the residual stream as it enters three layers (model-formats D.2). */
+struct forward_tap {
+    int layer[FORWARD_TAPS]; /* rising, below the model's layers */
+    float *out;              /* host memory of the backend [FORWARD_TAPS, max_rows, hidden], row i of the last pass at i; whole after sync.
+                                NULL: nobody asked, and a pass does no more than without */
+};
+
 struct forward {
     struct model *model; /* borrowed */
     struct kv *kv;       /* borrowed */
@@ -22,6 +31,7 @@ struct forward {
     const float *host_logits;             /* the same for the host: an alias where it can read the backend's memory, */
     const struct logit_stats *host_stats; /* a copy that forward_run downloads where it cannot */
     const int *host_experts;              /* (of passes with logits) */
+    struct forward_tap tap;               /* out is borrowed; set between forward_init and the first pass */
     struct forward_scratch *scratch; /* owned; see forward.c */
 };
 

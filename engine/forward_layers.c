@@ -188,6 +188,18 @@ static int run_head(const struct forward *f, unsigned flags)
     return m->be->ops->logits(m->be, &stats);
 }
 
+/* What enters this layer, for who asked for it. */
+static int run_tap(const struct forward *f, int layer)
+{
+    struct backend *be = f->model->be;
+    const size_t hidden = (size_t)f->model->cfg.hidden, rows = (size_t)f->rows.n;
+    for (int t = 0; f->tap.out && t < FORWARD_TAPS; t++)
+        if (f->tap.layer[t] == layer)
+            TRY(be->ops->download(be, f->tap.out + (size_t)t * (size_t)f->max_rows * hidden, f->scratch->x,
+                                  rows * hidden * sizeof(float)));
+    return 0;
+}
+
 /* Without logits the last layer is only wanted for its keys and values. */
 int forward_layers(const struct forward *f, int reach, unsigned flags)
 {
@@ -206,6 +218,7 @@ int forward_layers(const struct forward *f, int reach, unsigned flags)
     if (s->temperature)
         TRY(m->be->ops->rope_temperature(m->be, &temperature));
     for (int i = 0; i < m->cfg.layers; i++) {
+        TRY(run_tap(f, i));
         TRY(run_cache(f, i));
         if (i == m->cfg.layers - 1 && !(flags & FORWARD_LOGITS))
             break;

@@ -43,6 +43,7 @@ struct config {
     } device;
     struct {
         char *strategy, *reference;
+        char *head;
         int max_depth, max_nodes;
         double option[CONFIG_MAX_STRATEGIES][CONFIG_MAX_DRAFT_OPTIONS]; /* [index in drafts_all][index in its options] */
     } draft;

@@ -139,6 +139,7 @@ static const struct config_option table[] = {
 
     CHOICE("draft.strategy", draft.strategy, "none", strategy_choice, "who proposes tokens (specbed list drafts)"),
     INT("draft.max_depth", draft.max_depth, "5", 1, 64, "tokens ahead, at most"),
+    TEXT("draft.head", draft.head, "", "eagle3: directory of its head; synthetic: random weights of the usual shape"),
     INT("draft.max_nodes", draft.max_nodes, "5", 1, 512, "nodes of a tree, at most"),
     TEXT("draft.reference", draft.reference, "", "result file with earlier outputs, for strategies that need them"),
 };

@@ -218,6 +218,7 @@ static int open_spec(struct cell *c)
     struct spec_opts o = {
         .draft = drafts_all[strategy],
         .draft_option = cfg->draft.option[strategy],
+        .head = cfg->draft.head,
         .reference = c->reference ? reference_find : NULL,
         .reference_ctx = c->reference,
         .rule = accept_rule_find(cfg->sampling.rule),

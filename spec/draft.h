@@ -35,6 +35,7 @@ struct draft_env {
     const struct model *target;
     int slots, cap;             /* sequences, tokens a sequence can reach */
     int vocab, max_depth, max_nodes;
+    const char *head;           /* directory of a draft's own network, or NULL; borrowed for the call */
     uint64_t seed;
     const double *option;       /* values in the order of draft_ops.options; borrowed for the call */
     /* Tokens that an earlier run emitted for this request: returns how many, 0 when it has none; lent for the run. NULL without
@@ -57,6 +58,14 @@ struct draft_seen {
     int n_new;              /* tokens emitted by this step: accepted nodes and the bonus */
     int n_accepted;         /* nodes accepted that became text: fewer than the rule took when the answer ended among them */
     const int *path;        /* [n_accepted] their indices in the tree */
+    int row;                /* of the pass: the root's; node k's is row + 1 + k */
+};
+
+/* Where the features of a pass lie, and of which layers: see struct forward_tap. */
+struct draft_hidden {
+    int layer[3];
+    const float *rows; /* [3, max_rows, hidden], lent for the life of the loop */
+    int max_rows;
 };
 
 struct draft_ops {
@@ -75,5 +84,9 @@ struct draft_ops {
     /* Trees for n slots; out[i] arrives cleared, with max_nodes and max_depth already cut to what slot i can still use. */
     int  (*propose)(void *self, const struct draft_text *text, int n, struct tree *out);
     int  (*observe)(void *self, const struct draft_seen *seen, int n);
+    /* Of DRAFT_HIDDEN, NULL for others. tap: once, before any request: fill `layer`, keep the pointer. prefilled: the pass before it was over
+     * n tokens of a new request's prompt at positions from `at`, row i is position at + i; tokens[n], the one after them, exists, too. */
+    void (*tap)(void *self, struct draft_hidden *hidden);
+    int  (*prefilled)(void *self, int slot, const int *tokens, int at, int n);
 };
 #endif

@@ -69,6 +69,7 @@ struct spec_finished {
 struct spec_opts {
     const struct draft_ops *draft;
     const double *draft_option;      /* values for draft->options */
+    const char *head;                /* see draft_env; borrowed for spec_open */
     int (*reference)(void *ctx, uint32_t request, const int **tokens); /* see draft_env */
     void *reference_ctx;
     const struct accept_rule *rule;

@@ -86,13 +86,15 @@ int loop_host_step(struct spec *s)
 int loop_host_observe(struct spec *s, const struct spec_step *step, const struct step_entry *e, int64_t *ns)
 {
     const struct draft_ops *draft = s->opts.draft;
+    const struct backend *be = loop_backend(s);
     const int64_t start = clock_ns();
     for (int i = 0; i < step->n_records; i++) {
         const struct step_record *r = &step->records[i];
         s->host.seen[i] = (struct draft_seen){.text = text_of(s, r->slot),
                                               .n_new = r->emitted,
                                               .n_accepted = loop_min(r->accepted, r->emitted),
-                                              .path = e->path + (size_t)r->slot * (size_t)s->opts.max_depth};
+                                              .path = e->path + (size_t)r->slot * (size_t)s->opts.max_depth,
+                                              .row = be->host_reads ? s->step.first_row[r->slot] : 0};
     }
     TRY_CTX(draft->observe(s->draft, s->host.seen, step->n_records), "draft '%s', observing", draft->name);
     *ns = clock_ns() - start;

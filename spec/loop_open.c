@@ -66,6 +66,7 @@ static int open_draft(struct spec *s)
                             .vocab = s->model->cfg.vocab,
                             .max_depth = o->max_depth,
                             .max_nodes = o->max_nodes,
+                            .head = o->head,
                             .seed = o->sampling.seed,
                             .option = o->draft_option,
                             .reference = o->draft->needs & DRAFT_REFERENCE ? o->reference : NULL,
@@ -121,14 +122,32 @@ static int take_memory(struct spec *s)
     return take_host_draft(s);
 }
 
+/* The features of every pass, and passes of prefill that are told of one by one. */
+static int open_tap(struct spec *s)
+{
+    struct backend *be = s->model->be;
+    const size_t floats = FORWARD_TAPS * (size_t)s->fwd.max_rows * (size_t)s->model->cfg.hidden;
+    void *out = NULL;
+    TRY(be->ops->alloc_host(be, floats * sizeof(float), &out));
+    s->bytes += floats * sizeof(float);
+    s->fwd.tap.out = out;
+    s->hidden = (struct draft_hidden){.rows = out, .max_rows = s->fwd.max_rows};
+    s->opts.draft->tap(s->draft, &s->hidden);
+    for (int t = 0; t < FORWARD_TAPS; t++)
+        s->fwd.tap.layer[t] = s->hidden.layer[t];
+    s->prefill_block = s->fwd.max_rows;
+    return 0;
+}
+
 /* Cells beyond the text's own: a tree's nodes, all of which need one while they are judged. */
 static int open_target(struct spec *s)
 {
     const struct spec_opts *o = &s->opts;
     int step_rows = o->slots * (1 + o->max_nodes);
     TRY(kv_init(&s->kv, s->model->be, s->model, o->slots, s->limit + o->max_nodes));
-    return forward_init(&s->fwd, s->model, &s->kv,
-                        step_rows > s->prefill_block ? step_rows : s->prefill_block, step_rows);
+    TRY(forward_init(&s->fwd, s->model, &s->kv, step_rows > s->prefill_block ? step_rows : s->prefill_block,
+                     step_rows));
+    return o->draft->needs & DRAFT_HIDDEN ? open_tap(s) : 0;
 }
 
 /* One block of backend memory, shared out: with base NULL only its size is found. */
@@ -326,6 +345,7 @@ int spec_open(struct spec **out, struct model *m, const struct spec_opts *opts)
     if (!rc)
         rc = open_device(s);
     s->opts.draft_option = NULL; /* lent for this call only */
+    s->opts.head = NULL;
     if (rc) {
         spec_close(s);
         return rc;
@@ -337,7 +357,7 @@ int spec_open(struct spec **out, struct model *m, const struct spec_opts *opts)
 static void close_device(struct spec *s)
 {
     struct backend *be = s->model->be;
-    void *const lent[] = {s->memory, s->ring, s->prefill_clock, s->accept_scratch};
+    void *const lent[] = {s->memory, s->ring, s->prefill_clock, s->accept_scratch, s->fwd.tap.out};
     if (!s->failed)
         be->ops->sync(be); /* steps may be under way that nobody waits for */
     be->ops->pass_forget(be, s);

@@ -64,6 +64,7 @@ struct spec {
     struct spec_finished *finished;  /* owned [slots] */
     int limit;                 /* most tokens of a text: cap or the model's context */
     int prefill_block;
+    struct draft_hidden hidden; /* of DRAFT_HIDDEN: what the strategy keeps a pointer to */
     size_t bytes;              /* of all this, cache included */
     int starved;               /* an allocation failed; see loop_open.c */
     int failed;                /* a step did: the device is not waited for any more */

@@ -175,6 +175,7 @@ START_TEST(every_allocation_of_a_draft_may_fail)
                                 .vocab = TOY_VOCAB,
                                 .max_depth = 4,
                                 .max_nodes = 6,
+                                .head = "synthetic",
                                 .option = d.option,
                                 .reference = toy_reference,
                                 .reference_ctx = plain};

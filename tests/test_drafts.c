@@ -1,6 +1,7 @@
 /* The contract of every draft in drafts_all[]: a new strategy is tested here by being in the table. */
 #include "engine/err.h"
 #include "tests/expect.h"
+#include "kernels/philox.h"
 #include "tests/toy_loop.h"
 #include "tests/toy_step.h"
 #include <stdlib.h>
@@ -47,6 +48,7 @@ static struct draft_env env_of(const struct toy_draft *d)
                               .vocab = TOY_VOCAB,
                               .max_depth = 4,
                               .max_nodes = 6,
+                              .head = "synthetic",
                               .seed = 3,
                               .option = d->option,
                               .reference = toy_reference,
@@ -159,15 +161,24 @@ static void assert_same_tree(const struct tree *a, const struct tree *b)
     EXPECT(memcmp(a->nodes, b->nodes, (size_t)a->n * sizeof *a->nodes) == 0);
 }
 
+static float features[3 * 8 * 64]; /* of 8 rows of the toy model */
+
 static void check_on_host(const struct draft_ops *ops, void *self)
 {
     int tokens[SLOTS][CAP];
     struct draft_text text[SLOTS];
     struct tree batch[SLOTS], alone;
+    struct draft_hidden hidden = {.rows = features, .max_rows = 8};
     fill_texts(tokens, text);
+    for (size_t i = 0; i < sizeof features / sizeof *features; i++)
+        features[i] = philox_uniform(philox(5, (uint32_t)i, 0, 92, 0).v[0]) - 0.5f;
+    if (ops->tap)
+        ops->tap(self, &hidden);
     ck_assert_int_eq(tree_init(&alone, NODES, DEPTH), 0);
     for (int s = 0; s < SLOTS; s++) {
         ck_assert_int_eq(tree_init(&batch[s], NODES, DEPTH), 0);
+        if (ops->prefilled)
+            ck_assert_int_eq(ops->prefilled(self, s, tokens[s], 0, text[s].n - 1), 0);
         ck_assert_int_eq(ops->begin(self, &text[s]), 0);
     }
     while (text[0].n < CAP) {
@@ -189,7 +200,7 @@ static void check_on_host(const struct draft_ops *ops, void *self)
         }
         for (int s = 0; s < SLOTS; s++) {
             text[s].n++;
-            seen[s] = (struct draft_seen){text[s], 1, 0, NULL};
+            seen[s] = (struct draft_seen){text[s], 1, 0, NULL, 0};
         }
         ck_assert_int_eq(ops->observe(self, seen, SLOTS), 0);
     }
@@ -263,6 +274,7 @@ START_TEST(close_after_a_failed_open_is_fine)
         struct toy_draft d = variant(drafts_all[i], 0);
         struct draft_env env = env_of(&d);
         env.reference = NULL;
+        env.head = NULL;
         if (d.ops == &draft_ngram)
             d.option[0] = 4; /* min above max */
         void *self = &env;
@@ -286,6 +298,7 @@ int main(void)
 {
     Suite *s = suite_create("drafts");
     TCase *c = tcase_create("drafts");
+    tcase_set_timeout(c, 60); /* many variants, under sanitizers */
     tcase_add_checked_fixture(c, setup, teardown);
     tcase_add_test(c, the_table_is_complete);
     tcase_add_test(c, greedy_output_equals_none_token_for_token);

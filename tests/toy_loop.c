@@ -35,6 +35,7 @@ struct spec_opts toy_spec_opts(const struct toy_draft *draft)
 {
     return (struct spec_opts){.draft = draft->ops,
                               .draft_option = draft->option,
+                              .head = "synthetic",
                               .rule = accept_rule_find("greedy"),
                               .sampling = {.top_p = 1, .seed = 9, .relaxed_top_k = 1},
                               .slots = 1,

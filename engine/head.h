@@ -1,0 +1,65 @@
+/* head: an EAGLE-3 draft network on one backend (model-formats D.1): three features of the target fused by fc, one layer that reads them
+ * beside the embedding of the next token, and a product over the draft vocabulary.
+ *   g = fc(low, mid, high)                       for rows that follow the target; others continue g = h of their parent
+ *   h = r + o(attention(norm(e), norm(g)))       r = g, or norm(g) with norm_before_residual
+ *   h = h + mlp(norm(h));  logits = lm_head(norm(h))
+ * A product of a concatenation is the sum of products of its parts, so that nothing is ever concatenated. */
+#ifndef ENGINE_HEAD_H
+#define ENGINE_HEAD_H
+#include "engine/kv.h"
+
+enum { HEAD_TAPS = 3 };
+
+struct head_config {
+    int hidden, target_hidden, ffn, heads, kv_heads, head_dim;
+    int vocab, target_vocab;    /* ids it can draft; of the target */
+    float rms_eps;
+    double rope_theta;
+    int window;                 /* a query sees so many keys, 0: all; a head is refused where that would matter */
+    int norm_before_residual;
+    int fc_norm;                /* each feature is normed before fc */
+    int feed_normed;            /* g of the next step is norm(h) */
+    int layer[HEAD_TAPS];       /* whose inputs are the features */
+};
+
+struct head {
+    struct backend *be;          /* borrowed; owns the arrays */
+    const struct model *target;  /* borrowed: embedding, and lm head where the file has none */
+    struct head_config cfg;
+    struct matrix fc[HEAD_TAPS]; /* [hidden, target_hidden] */
+    struct matrix qkv_e, qkv_g;  /* [(heads + 2 kv_heads) head_dim, hidden]: of the embedding, of g */
+    struct matrix o, gate_up, down, embed, lm_head; /* the last two without data: the target's */
+    float *fc_norm[HEAD_TAPS], *embed_norm, *hidden_norm, *ffn_norm, *norm, *inv_freq;
+    int *d2t;                    /* owned, host [vocab]: the target's id of each */
+};
+
+/* DIR with config.json and safetensors, or "synthetic": random weights of the target's width. Errors: ERR_IO; ERR_FORMAT for a tensor that
+ * is missing, of another shape or not known; ERR_LIMIT for what is not computed; ERR_CONFIG for a head of another target. */
+int  head_open(struct head *h, const struct model *target, const char *dir);
+void head_close(struct head *h); /* a zeroed struct is fine */
+/* Of config.json: every field is used, known to say nothing, or refused by name. */
+int  head_config_read(struct head_config *c, const struct model_config *target, const char *dir);
+void head_config_like(struct head_config *c, const struct model_config *target);
+
+/* One row: its token, where its key goes, and the cells of its ancestors from position base on, itself last. */
+struct head_row {
+    int token, slot, pos, cell, base;
+    const int *path; /* [pos - base + 1]; none when base = pos + 1 */
+};
+
+/* A pass of at most max_rows rows. Host arrays, for CPU memory. */
+struct head_pass {
+    struct head *head; /* borrowed */
+    struct kv kv;
+    int max_rows, max_path, n;
+    int *ints;         /* backend: token, slot, pos, cell, base, path_off [max_rows] each, then paths */
+    float *x, *e, *qkv, *cos_sin, *logits; /* x: in g, out h (or norm(h)), [max_rows, hidden] */
+    void *norm_e, *norm_g, *attended, *ffn;
+    float *square_e, *square_g, *feature, *gemm, *attention; /* feature: [3, max_rows, target_hidden] */
+    void *feature_norm;
+};
+int  head_pass_init(struct head_pass *p, struct head *h, int slots, int cap, int max_rows, int max_depth);
+void head_pass_deinit(struct head_pass *p);
+/* Rows with features (pass->feature is filled) or with x: g is there already. */
+int  head_pass_run(struct head_pass *p, const struct head_row *rows, int n, int with_features);
+#endif
