@@ -12,10 +12,8 @@
 #include "kernels/node_stats.h"
 #include "kernels/ngram.h"
 #include "kernels/quantise.h"
-#include "kernels/reduce.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/step.h"
-#include "engine/comm.h"
 #include <stdio.h>
 
 struct backend;
@@ -98,11 +96,6 @@ struct backend_ops {
      * marks gives stamps 0..n-1, all of them set since, in ns from an origin of their own. */
     int  (*mark)(struct backend *be, int i);
     int  (*marks)(struct backend *be, int n, int64_t *ns);
-    /* Several ranks. join: from now on this backend is that rank's, with room for collectives of so many rows and columns; called by all ranks at
-     * once. NULL or world 1: it is alone, reduce and gather are never called. A rank that waits in vain ends with ERR_DEVICE in sync or poll. */
-    int  (*join)(struct backend *be, const struct comm *comm, int max_rows, int max_columns);
-    int  (*reduce)(struct backend *be, const struct reduce *a);
-    int  (*gather)(struct backend *be, const struct gather *a);
     int  (*rival_ask)(struct backend *be, struct rival *a); /* choices 0: there is no such library for this backend or this shape */
     int  (*rival)(struct backend *be, const struct rival *a);
 };
@@ -111,7 +104,6 @@ enum { BACKEND_MARKS = 1025 };
 struct backend {
     const struct backend_ops *ops;
     void *self;           /* the backend's own state */
-    struct comm comm;     /* its place among ranks; world 0 or 1: alone */
     int threads;          /* host threads it computes or prepares weights with */
     int host_reads;       /* 1: the host may read and write its memory once sync has returned */
     int transposes;       /* 1: matrix() takes parts whose columns lie apart, their rows side by side; 0: best arranged before */

@@ -1,5 +1,5 @@
 /* comm: the ranks of a group as their hosts see them: who is there, an exchange of small messages, and the end of it when one of them
- * fails. What moves tensors is the backend's reduce and gather (kernels/reduce.h), which meet through this once, in join. Ranks are threads of one
+ * fails. What moves tensors (kernels/reduce.h) is not here. Ranks are threads of one
  * process; ranks of several processes need another file behind the same functions. Every function but comm_fail is called by all ranks, each
  * from its own thread, in the same order. */
 #ifndef ENGINE_COMM_H

@@ -37,7 +37,7 @@ static void *open_oracle(double accept)
 
 static void observe(void *self, const struct draft_text *text, int n_new)
 {
-    struct draft_seen seen = {*text, n_new, 0, NULL};
+    const struct draft_seen seen = {.text = *text, .n_new = n_new};
     ck_assert_int_eq(draft_oracle.observe(self, &seen, 1), 0);
 }
 
