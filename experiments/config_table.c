@@ -103,10 +103,9 @@ static const struct config_option table[] = {
     {.key = "device.graph", .type = CONFIG_BOOL, .store = CONFIG_AS_INT, AT(device.graph), .def = "true",
      .help = "cuda: verification passes as recorded graphs; false enqueues each operation, for debugging"},
 
-    INT("device.world", device.world, "1", 1, 8, "ranks that share one model's matrices, a GPU each"),
+    INT("device.world", device.world, "1", 1, 8, "ranks that share one model's matrices, a GPU each; more than 1 only with --dry-run"),
     LIST("device.shard", device.shard,
-         "[rank, world]: this one rank alone, what it would gather from the others replaced by a copy of the same size: for timing, its text means "
-         "nothing"),
+         "[rank, world]: this one rank of a group; only with --dry-run"),
 
     CHOICE("sampling.rule", sampling.rule, "greedy", rule_choice, "which drafted tokens become text (specbed list rules)"),
     REAL("sampling.temperature", sampling.temperature, "0", 0, 100, "0: the most probable token; rules greedy and relaxed need 0"),
