@@ -3,49 +3,29 @@
 #include "kernels/act.h"
 #include "kernels/cuda.h"
 #include "kernels/fp8.h"
-#include "tests/cuda_suite.h"
+#include "tests/cuda_data.h"
 #include "tests/expect.h"
 #include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { ROWS = 130, SLOTS = 3, CAP = 144, UNTOUCHED = 0xa5 };
+enum { ROWS = 130, SLOTS = 3, CAP = 144 };
 #define EPS 1e-5f
 
 static const int batches[] = {1, 2, 3, 8, 9, 16, 17, 31, 33, 64, 65, 100, ROWS};
 enum { N_BATCHES = sizeof batches / sizeof *batches };
 
-static void *alloc(size_t bytes)
-{
-    void *p = malloc(bytes);
-    ck_assert_ptr_nonnull(p);
-    return p;
-}
-
-/* from NULL: every byte UNTOUCHED. */
-static void *to_device(const void *from, size_t bytes)
-{
-    void *p = NULL;
-    cuda_ok(cudaMalloc(&p, bytes), "allocating");
-    cuda_ok(from ? cudaMemcpy(p, from, bytes, cudaMemcpyHostToDevice) : cudaMemset(p, UNTOUCHED, bytes),
-            "uploading");
-    return p;
-}
-
-static void *from_device(const void *from, size_t bytes)
+static void *host_copy(const void *from, size_t bytes)
 {
     void *p = alloc(bytes);
-    cuda_ok(cudaMemcpy(p, from, bytes, cudaMemcpyDeviceToHost), "running the kernel or downloading");
+    from_device(p, from, bytes);
     return p;
 }
 
 static float uniform(uint32_t stream, size_t i)
 {
-    uint32_t h = (uint32_t)i * 0x9E3779B9u ^ stream * 0x85EBCA6Bu;
-    h = (h ^ h >> 15) * 0x2C1B3C6Du;
-    h = (h ^ h >> 12) * 0x297A2D39u;
-    return (float)((h ^ h >> 15) >> 8) * 0x1p-23f - 1;
+    return (float)(hash(stream, i) >> 8) * 0x1p-23f - 1;
 }
 
 static float *floats(uint32_t stream, size_t n, float scale)
@@ -66,42 +46,10 @@ static float *device_floats(uint32_t stream, size_t n, float scale)
 /* Random weights [n, k] as the kernels read them. */
 static struct matrix device_matrix(int n, int k, enum matrix_form form, enum matrix_flags flags, int head_dim)
 {
-    const size_t bytes = matrix_cuda_bytes(n, k, form);
-    float *w = floats(1, (size_t)n * (size_t)k, 1), *scale = alloc((size_t)n * sizeof *scale);
-    void *packed = alloc(bytes);
-    const int parts = flags == MATRIX_INTERLEAVE ? 2 : 1;
-    const struct matrix_part part[] = {{w, DTYPE_F32, n / parts},
-                                       {w + (size_t)(n / parts) * (size_t)k, DTYPE_F32, n / parts}};
-    matrix_pack_cuda(
-        packed, scale,
-        &(struct matrix_source){
-            .parts = part, .n_parts = parts, .k = k, .flags = flags, .form = form, .head_dim = head_dim});
-    struct matrix m = {.n = n,
-                       .k = k,
-                       .form = form,
-                       .data = to_device(packed, bytes),
-                       .bytes = bytes,
-                       .flags = flags,
-                       .head_dim = head_dim};
-    if (form == MATRIX_FP8)
-        m.scale = to_device(scale, (size_t)n * sizeof *scale);
-    free(w), free(scale), free(packed);
+    float *w = floats(1, (size_t)n * (size_t)k, 1);
+    const struct matrix m = matrix_of(w, n, k, form, flags, head_dim);
+    free(w);
     return m;
-}
-
-static void matrix_free(struct matrix *m)
-{
-    cudaFree(m->data);
-    cudaFree(m->scale);
-}
-
-/* The binary16 of a multiple of 1/64 below 16. */
-static uint16_t f16_of(float f)
-{
-    uint32_t u;
-    memcpy(&u, &f, sizeof u);
-    return f == 0 ? 0
-                  : (uint16_t)((u >> 16 & 0x8000u) | ((u >> 23 & 0xffu) - 112) << 10 | (u >> 13 & 0x3ffu));
 }
 
 static size_t act_bytes(int k)
@@ -208,10 +156,10 @@ static void check_residual(const struct block *b, int rows)
     cuda_ok(rmsnorm_cuda(&p.norm, NULL), "launching rmsnorm");
     const size_t bytes = ROWS * (size_t)b->n * sizeof(float),
                  squares = ROWS * (size_t)((b->n + 15) / 16) * sizeof(float);
-    void *const got[] = {from_device(fused.x, bytes), from_device(fused.square, squares),
-                         from_device(fused.act, act_bytes(b->n))};
-    void *const want[] = {from_device(plain.x, bytes), from_device(plain.square, squares),
-                          from_device(plain.act, act_bytes(b->n))};
+    void *const got[] = {host_copy(fused.x, bytes), host_copy(fused.square, squares),
+                         host_copy(fused.act, act_bytes(b->n))};
+    void *const want[] = {host_copy(plain.x, bytes), host_copy(plain.square, squares),
+                          host_copy(plain.act, act_bytes(b->n))};
     EXPECT_MSG(memcmp(want[0], b->start, (size_t)b->n * sizeof(float)) != 0, "the product changed nothing");
     same_bytes(b, rows, "x", got[0], want[0], bytes);
     same_bytes(b, rows, "squares", got[1], want[1], squares);
@@ -240,15 +188,15 @@ START_TEST(a_row_of_a_residual_is_the_same_in_every_batch)
     struct residual a = residual_of(&b, &all, ROWS);
     cuda_ok(residual_cuda(&a, NULL), "launching");
     const size_t n = (size_t)b.n, tiles = (n + 15) / 16;
-    float *x = from_device(all.x, ROWS * n * sizeof *x),
-          *square = from_device(all.square, ROWS * tiles * sizeof *square);
+    float *x = host_copy(all.x, ROWS * n * sizeof *x),
+          *square = host_copy(all.square, ROWS * tiles * sizeof *square);
     for (int i = 0; i < N_BATCHES; i++) {
         struct stream some = stream_new(&b);
         a = residual_of(&b, &some, batches[i]);
         cuda_ok(residual_cuda(&a, NULL), "launching");
         const size_t rows = (size_t)batches[i];
-        float *some_x = from_device(some.x, rows * n * sizeof *x),
-              *some_square = from_device(some.square, rows * tiles * sizeof *square);
+        float *some_x = host_copy(some.x, rows * n * sizeof *x),
+              *some_square = host_copy(some.square, rows * tiles * sizeof *square);
         same_bytes(&b, batches[i], "x against 130 rows", some_x, x, rows * n * sizeof *x);
         same_bytes(&b, batches[i], "squares against 130 rows", some_square, square,
                    rows * tiles * sizeof *square);
@@ -323,7 +271,7 @@ static void cache_init(struct cache *c, int which, enum matrix_form form, enum k
     float *y = to_device(NULL, sums * sizeof *y);
     const struct gemm a = product_of(c, &c->plain, y, ROWS);
     cuda_ok(gemm_cuda(&a, NULL), "launching");
-    c->qkv = from_device(y, sums * sizeof *y);
+    c->qkv = host_copy(y, sums * sizeof *y);
     cudaFree(y);
 }
 
@@ -416,7 +364,7 @@ static void check_qkv(const struct cache *c, enum turning how, int rows)
                              .temperature = how == WITH_TEMPERATURE ? temperature : NULL,
                              .kv = {k, v, SLOTS, c->kv_heads, c->dim, CAP, c->form}}};
     cuda_ok(qkv_cuda(&a, NULL), "launching qkv");
-    void *const got[] = {from_device(q, sums), from_device(k, c->bytes), from_device(v, c->bytes)};
+    void *const got[] = {host_copy(q, sums), host_copy(k, c->bytes), host_copy(v, c->bytes)};
     same(c, rows, "q", got[0], want_q, sums);
     same(c, rows, "k", got[1], want_k, c->bytes);
     same(c, rows, "v", got[2], want_v, c->bytes);

@@ -2,39 +2,10 @@
 #include "kernels/act.h"
 #include "kernels/fp8.h"
 #include "kernels/moe_cuda.h"
-#include "tests/cuda_suite.h"
+#include "tests/cuda_data.h"
 #include <math.h>
-#include <stdlib.h>
 
 enum { ROWS = 64, EXPERTS_MAX = 128, STREAM_SEED = 7 };
-
-static void *alloc(size_t bytes)
-{
-    void *p = calloc(1, bytes);
-    ck_assert_ptr_nonnull(p);
-    return p;
-}
-
-static void *to_device(const void *from, size_t bytes)
-{
-    void *p = NULL;
-    cuda_ok(cudaMalloc(&p, bytes), "allocating");
-    cuda_ok(cudaMemcpy(p, from, bytes, cudaMemcpyHostToDevice), "uploading");
-    return p;
-}
-
-static void from_device(void *to, const void *from, size_t bytes)
-{
-    cuda_ok(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "running the kernels or downloading");
-}
-
-static uint32_t hash(uint32_t stream, size_t i)
-{
-    uint32_t h = (uint32_t)i * 0x9E3779B9u ^ stream * 0x85EBCA6Bu;
-    h = (h ^ h >> 15) * 0x2C1B3C6Du;
-    h = (h ^ h >> 12) * 0x297A2D39u;
-    return h ^ h >> 15;
-}
 
 /* E4M3 numbers times 2^-13, one of each output 448: exact in either form of a matrix. */
 static float weight(uint32_t which, int k, int j, int i)
@@ -54,40 +25,16 @@ static float stream(int row, int i)
     return (float)(int)(hash(STREAM_SEED, (size_t)row * 8192 + (size_t)i) % 256) / 128 - 1;
 }
 
-static struct matrix matrix_of(uint32_t which, int n, int k, enum matrix_form form, enum matrix_flags flags)
+static struct matrix device_matrix(uint32_t which, int n, int k, enum matrix_form form,
+                                   enum matrix_flags flags)
 {
-    const int parts = flags == MATRIX_INTERLEAVE ? 2 : 1;
-    const size_t bytes = matrix_cuda_bytes(n, k, form);
-    float *w = alloc((size_t)n * (size_t)k * sizeof *w), *scale = alloc((size_t)n * sizeof *scale);
-    void *packed = alloc(bytes);
+    float *w = alloc((size_t)n * (size_t)k * sizeof *w);
     for (int j = 0; j < n; j++)
         for (int i = 0; i < k; i++)
             w[(size_t)j * (size_t)k + (size_t)i] = weight(which, k, j, i);
-    const struct matrix_part part[] = {{w, DTYPE_F32, n / parts},
-                                       {w + (size_t)(n / parts) * (size_t)k, DTYPE_F32, n / parts}};
-    matrix_pack_cuda(
-        packed, scale,
-        &(struct matrix_source){.parts = part, .n_parts = parts, .k = k, .flags = flags, .form = form});
-    struct matrix m = {.n = n, .k = k, .form = form, .data = to_device(packed, bytes), .flags = flags};
-    if (form == MATRIX_FP8)
-        m.scale = to_device(scale, (size_t)n * sizeof *scale);
-    free(w), free(scale), free(packed);
+    const struct matrix m = matrix_of(w, n, k, form, flags, 0);
+    free(w);
     return m;
-}
-
-static void matrix_free(struct matrix *m)
-{
-    cudaFree(m->data);
-    cudaFree(m->scale);
-}
-
-/* The binary16 of a multiple of 1/64 below 16. */
-static uint16_t f16_of(float f)
-{
-    uint32_t u;
-    memcpy(&u, &f, sizeof u);
-    return f == 0 ? 0
-                  : (uint16_t)((u >> 16 & 0x8000u) | ((u >> 23 & 0xffu) - 112) << 10 | (u >> 13 & 0x3ffu));
 }
 
 static size_t act_bytes(int rows, int k)
@@ -136,9 +83,9 @@ static void layer_make(struct layer *l, struct shape s, enum matrix_form form)
     *l = (struct layer){.s = s, .form = form, .gain = to_device(ones, (size_t)s.hidden * sizeof *ones)};
     for (int e = -1; e < s.experts; e++) {
         *(e < 0 ? &l->shared[0] : &l->gate_up[e]) =
-            matrix_of(gate_up_seed(e), 2 * s.ffn, s.hidden, form, MATRIX_INTERLEAVE);
+            device_matrix(gate_up_seed(e), 2 * s.ffn, s.hidden, form, MATRIX_INTERLEAVE);
         *(e < 0 ? &l->shared[1] : &l->down[e]) =
-            matrix_of(gate_up_seed(e) + 1, s.hidden, s.ffn, form, MATRIX_PLAIN);
+            device_matrix(gate_up_seed(e) + 1, s.hidden, s.ffn, form, MATRIX_PLAIN);
     }
     free(ones);
 }
@@ -336,7 +283,7 @@ static void route_rows(int hidden, int experts, int top_k, enum act_form form, i
     int slot[ROWS];
     for (int r = 0; r < ROWS; r++)
         slot[r] = r % 5 == 4 ? -1 : r;
-    struct matrix w = matrix_of(9, experts, hidden, MATRIX_BF16, MATRIX_PLAIN);
+    struct matrix w = device_matrix(9, experts, hidden, MATRIX_BF16, MATRIX_PLAIN);
     void *x = device_act(0, rows, hidden, form);
     const size_t n = (size_t)(rows * experts), choices = (size_t)(rows * top_k);
     int *s = to_device(slot, sizeof slot), *e = to_device(expert, choices * sizeof *e);

@@ -4,39 +4,19 @@
 #include "kernels/cuda.h"
 #include "kernels/fp8.h"
 #include "kernels/philox.h"
-#include "tests/cuda_suite.h"
+#include "tests/cuda_data.h"
 #include "tests/expect.h"
 #include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { ROWS = 100, UNTOUCHED = 0xa5a5 };
+enum { ROWS = 100, UNTOUCHED_PAIR = 0xa5a5 };
 #define EPS 1e-5f
 
 static const int widths[] = {1, 2, 7, 16, 17, 48, 64, 100, 576, 577, 4096, 14336, 20000};
 static const int batches[] = {1, 2, 7, 8, 9, 16, 33, 64, 65, ROWS};
 enum { N_WIDTHS = sizeof widths / sizeof *widths, N_BATCHES = sizeof batches / sizeof *batches };
-
-static void *alloc(size_t bytes)
-{
-    void *p = malloc(bytes);
-    ck_assert_ptr_nonnull(p);
-    return p;
-}
-
-static void *to_device(const void *from, size_t bytes)
-{
-    void *p = NULL;
-    cuda_ok(cudaMalloc(&p, bytes), "allocating");
-    cuda_ok(cudaMemcpy(p, from, bytes, cudaMemcpyHostToDevice), "uploading");
-    return p;
-}
-
-static void from_device(void *to, const void *from, size_t bytes)
-{
-    cuda_ok(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "running the kernel or downloading");
-}
 
 static float uniform(uint32_t stream, size_t i)
 {
@@ -66,7 +46,7 @@ static uint16_t *untouched(size_t n)
 {
     uint16_t *p = alloc(n * sizeof *p);
     for (size_t i = 0; i < n; i++)
-        p[i] = UNTOUCHED;
+        p[i] = UNTOUCHED_PAIR;
     return p;
 }
 
@@ -136,8 +116,8 @@ static void run_norm(const struct norm *n, int rows, enum act_form form, uint16_
                               .eps = EPS};
     const size_t bytes = act_numbers(n->dim) * sizeof *act,
                  square_bytes = ROWS * (size_t)n->steps * sizeof *squares;
-    cuda_ok(cudaMemset(n->device_act, UNTOUCHED & 0xff, bytes), "clearing");
-    cuda_ok(cudaMemset(n->device_square, UNTOUCHED & 0xff, square_bytes), "clearing");
+    cuda_ok(cudaMemset(n->device_act, UNTOUCHED_PAIR & 0xff, bytes), "clearing");
+    cuda_ok(cudaMemset(n->device_square, UNTOUCHED_PAIR & 0xff, square_bytes), "clearing");
     cuda_ok(rmsnorm_cuda(&a, NULL), "launching");
     from_device(act, n->device_act, bytes);
     from_device(squares, n->device_square, square_bytes);
@@ -149,13 +129,13 @@ static void check_norm_row(const struct norm *n, int r, int rows, enum act_form 
     for (int i = 0; i < n->steps * 16; i++) {
         const float v = i < n->dim ? input(n, r, i) * n->w[i] : 0;
         const uint16_t made = form == ACT_F16 ? f16_from(v) : bf16_from_f32(v),
-                       want = r < rows ? made : UNTOUCHED;
+                       want = r < rows ? made : UNTOUCHED_PAIR;
         const uint16_t got = act[act_at(r, i, n->dim)];
         EXPECT_MSG(got == want, "dim %d form %d, %d rows: row %d input %d is %04x, expected %04x", n->dim,
                    (int)form, rows, r, i, got, want);
     }
     for (int s = 0; s < n->steps; s++) {
-        const uint32_t fill = UNTOUCHED | (uint32_t)UNTOUCHED << 16;
+        const uint32_t fill = UNTOUCHED_PAIR | (uint32_t)UNTOUCHED_PAIR << 16;
         const float made = square(n, r, s), *got = &squares[(size_t)r * (size_t)n->steps + (size_t)s];
         EXPECT_MSG(memcmp(got, r < rows ? (const void *)&made : &fill, sizeof made) == 0,
                    "dim %d, %d rows: row %d step %d: %a, expected %a", n->dim, rows, r, s, (double)*got,
