@@ -259,7 +259,7 @@ template <int F> static int launch_rows(const struct gemm_args *p, void *stream)
 static struct gemm_args args_of(const struct gemm *a, enum epilogue epilogue)
 {
     const struct matrix *w = a->w;
-    struct gemm_args p = {};
+    struct gemm_args p = gemm_args_of(w, a->rows);
     p.w = (const uint4 *)w->data;
     p.scale = w->scale;
     p.x = (const uint2 *)a->x;
@@ -267,12 +267,6 @@ static struct gemm_args args_of(const struct gemm *a, enum epilogue epilogue)
     p.square = a->square;
     p.inverse_rms = a->square && a->rows > FEW_ROWS ? a->scratch : NULL;
     p.row_scale = a->row_scale;
-    p.n = w->n;
-    p.k = w->k;
-    p.rows = a->rows;
-    p.tiles = (w->n + TILE - 1) / TILE;
-    p.steps = (w->k + ACT_STEP - 1) / ACT_STEP;
-    p.loads = w->form == MATRIX_FP8 ? (p.steps + 1) / 2 : p.steps;
     p.log2_slices = gemm_log2_slices(p.tiles, p.loads);
     p.eps = a->eps;
     p.epilogue = epilogue;

@@ -1,6 +1,7 @@
 /* gemm_args: what a matrix product is told, by value. */
 #ifndef KERNELS_GEMM_ARGS_CUH
 #define KERNELS_GEMM_ARGS_CUH
+#include "kernels/act.h"
 #include "kernels/cuda.h"
 
 enum { TILE = 16, LANES = 32, ROW_BLOCK = 64, OCTET = 8, MAX_CLUSTER = 4 };
@@ -40,4 +41,18 @@ struct gemm_args {
     int heads;
     uint32_t per_head; /* 2^32 / tiles of a head, rounded up; 0: a tile is a head */
 };
+
+/* The sizes of a product, its K in an octet of slices. */
+static inline struct gemm_args gemm_args_of(const struct matrix *w, int rows)
+{
+    struct gemm_args p = {};
+    p.n = w->n;
+    p.k = w->k;
+    p.rows = rows;
+    p.tiles = (w->n + TILE - 1) / TILE;
+    p.steps = (w->k + ACT_STEP - 1) / ACT_STEP;
+    p.loads = w->form == MATRIX_FP8 ? (p.steps + 1) / 2 : p.steps;
+    p.log2_slices = 3;
+    return p;
+}
 #endif

@@ -372,7 +372,7 @@ static int launch_gate_up(const struct moe *a, const struct moe_room *m, int rou
     const int pairs = a->rows * a->top_k, most = pairs < a->experts ? pairs : a->experts;
     struct moe_args p = {};
     weights_of(&p.of, w, a->gate_up, a->experts);
-    p.product = args_of(w, a->rows);
+    p.product = gemm_args_of(w, a->rows);
     p.product.eps = a->eps;
     p.product.epilogue = EPILOGUE_SWIGLU;
     p.product.y_form = a->shared.down->form == MATRIX_FP8 ? ACT_F16 : ACT_BF16;
@@ -394,7 +394,7 @@ static int launch_down(const struct moe *a, const struct moe_room *m, int rounds
     const struct matrix *w = a->shared.down;
     struct moe_args p = {};
     weights_of(&p.of, w, a->down, a->experts);
-    p.product = args_of(w, a->rows);
+    p.product = gemm_args_of(w, a->rows);
     p.product.epilogue = EPILOGUE_RESIDUAL;
     p.product.y = a->y;
     p.product.y_form = a->norm.y.form;

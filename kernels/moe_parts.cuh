@@ -27,17 +27,4 @@ __device__ static inline float inverse_rms(const float *square, int row, int ste
     norm_sums<1, 8>(square + (size_t)row * (size_t)steps, 0, 1, steps, &sum);
     return norm_factor(sum, k, eps);
 }
-
-static inline struct gemm_args args_of(const struct matrix *w, int rows)
-{
-    struct gemm_args p = {};
-    p.n = w->n;
-    p.k = w->k;
-    p.rows = rows;
-    p.tiles = (w->n + TILE - 1) / TILE;
-    p.steps = (w->k + ACT_STEP - 1) / ACT_STEP;
-    p.loads = w->form == MATRIX_FP8 ? (p.steps + 1) / 2 : p.steps;
-    p.log2_slices = 3;
-    return p;
-}
 #endif

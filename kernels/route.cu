@@ -125,7 +125,7 @@ static __global__ void __launch_bounds__(CHOOSE_WARPS *LANES)
 static int launch_logits(const struct route *a, void *stream)
 {
     const struct gemm *g = &a->product;
-    struct gemm_args p = args_of(g->w, g->rows);
+    struct gemm_args p = gemm_args_of(g->w, g->rows);
     p.w = (const uint4 *)g->w->data;
     p.x = (const uint2 *)g->x;
     p.y = g->y;
