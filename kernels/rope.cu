@@ -125,6 +125,7 @@ static __global__ void __launch_bounds__(THREADS)
         }
         sum = __fmaf_rn(x[j + half], x[j + half], __fmaf_rn(x[j], x[j], sum));
     }
+    __syncwarp(); /* a head of 16 or 48: below, a lane reads what another wrote */
     if (eps > 0 && !is_value) {
         for (int mask = 16; mask > 0; mask /= 2)
             sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, mask));
