@@ -13,7 +13,7 @@
  * math     products as gemm and swiglu, f32; the score multiplies what gate_up gives, which is the product with score * x rounded once
  *          at its end. The shared expert is added to y first, then a row's experts in rising order: a row's bits depend on the row, its
  *          experts and the weights alone, never on what other rows choose.
- * moves    each distinct expert's weights once, for all rows that chose it */
+ * moves    each distinct expert's weights once, for all rows that chose it; CUDA: from memory, see kernels/moe.cu */
 #ifndef KERNELS_MOE_H
 #define KERNELS_MOE_H
 #include "kernels/gemm.h"

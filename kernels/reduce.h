@@ -1,4 +1,4 @@
-/* reduce, gather: what the ranks of a group hold parts of, made whole in every rank. A rank is a device's (or a thread's) share of one model;
+/* reduce: what the ranks of a group hold parts of, made whole in every rank. A rank is a device's (or a thread's) share of one model;
  * all ranks of a group call the same operations in the same order with the same shapes.
  *
  * reduce: y[r, :] += sum over ranks p of part_p[r, :], then norm
@@ -6,11 +6,7 @@
  * math     s = wire(part_0); s = s + wire(part_p), p = 1, 2, ... ascending, f32; y = y + s; wire rounds to what travels: nothing (F32), or
  *          to BF16 to nearest even. The order is that of ranks, never of arrival, so every rank has the same bits in every run; a row's bits depend
  *          on the row alone
- * moves    (world - 1) * rows * n * sizeof wire over the links in each direction, one shot: every rank sends its whole part to every other.
- *          two shots (many rows): a rank sums a share of the columns and sends the sums, 2 (world - 1) / world times the bytes, the same bits
- *
- * gather: y[r, first_p + j] = part_p[r, j], the parts side by side in the order of ranks
- * shapes   part f32 [rows, n], this rank's columns [first, first + n) of y f32 [rows, total] */
+ * moves    (world - 1) * rows * n * sizeof wire over the links in each direction, one shot: every rank sends its whole part to every other. */
 #ifndef KERNELS_REDUCE_H
 #define KERNELS_REDUCE_H
 #include "kernels/rmsnorm.h"
@@ -23,12 +19,6 @@ struct reduce {
     struct rmsnorm norm;
     int rows, n;
     enum wire wire;
-};
-
-struct gather {
-    const float *part;
-    float *y;
-    int rows, n, first, total;
 };
 
 /* Of all ranks at once: part[p] is rank p's; a is a rank's own, whose part is not read. norm as rmsnorm_ref. */
