@@ -1,4 +1,4 @@
-/* backend_cuda_group: ranks reach each other's inboxes (kernels/reduce.cu) by peer access, or share a GPU. A
+/* backend_cuda_group: ranks reach each other's inboxes (kernels/inbox.cuh) by peer access, or share a GPU. A
  * kernel that waits for a rank gives up after the group's patience, or when its host, which polls while it
  * waits, learns that a rank has failed; so nothing here waits for ever.
  *
@@ -135,6 +135,7 @@ static int join(struct backend *be, struct cuda_group *g, const struct comm *c, 
     TRY(share_device(be, g, c));
     lay_ways(g, c);
     TRY(cuda_check(be, (cudaError_t)reduce_cuda_load(), "loading the kernels of a group"));
+    TRY(cuda_check(be, (cudaError_t)gather_cuda_load(), "loading the kernels of a group"));
     return comm_barrier(c);
 }
 

@@ -1,4 +1,4 @@
-/* reduce_cuda: the launchers of kernels/reduce.h, as in kernels/cuda.h, for ranks that reach each other's memory; kernels/reduce.cu says how and
+/* reduce_cuda: the launchers of kernels/reduce.h, as in kernels/cuda.h, for ranks that reach each other's memory; kernels/inbox.cuh says how and
  * why it cannot go wrong. Alone or as the only rank they are the same kernels.
  * needs    part, y, whole and the act 16-byte aligned; every rank enqueues the same operations in the same order on one stream
  * bits     rank order; y's, its act's and its squares' are rmsnorm_cuda's (rmsnorm_bulk_cuda's) of the same y. A NaN may change its bits
@@ -23,7 +23,7 @@ struct reduce_state {
 struct reduce_way {
     int rank, world;     /* world 1: nothing else is read but blocks and early */
     int alone;           /* 1: the others' inboxes are places of the own one */
-    int early;           /* 1: the next kernel may start beside this one; 0 where ranks share a GPU: see reduce.cu */
+    int early;           /* 1: the next kernel may start beside this one; 0 where ranks share a GPU: see inbox.cuh */
     int blocks;          /* of a launch, at most; [1, REDUCE_BLOCKS], and all of them fit on the GPU beside those of the ranks that share it */
     enum reduce_shots shots;
     size_t room;         /* a multiple of 64 */
@@ -45,4 +45,5 @@ KERN_API int reduce_cuda(const struct reduce *a, const struct reduce_way *w, voi
 KERN_API int gather_cuda(const struct gather *a, const struct reduce_way *w, void *stream);
 /* The kernels' code to the GPU, which otherwise the first launch does: that may wait for a kernel of another rank, which waits for this one. */
 KERN_API int reduce_cuda_load(void);
+KERN_API int gather_cuda_load(void);
 #endif
