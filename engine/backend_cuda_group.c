@@ -134,7 +134,7 @@ static int join(struct backend *be, struct cuda_group *g, const struct comm *c, 
             TRY(reach(be, mine, g->card[p].device));
     TRY(share_device(be, g, c));
     lay_ways(g, c);
-    TRY(cuda_check(be, (cudaError_t)reduce_cuda_load(), "loading the kernels of a group"));
+    TRY(cuda_check(be, (cudaError_t)reduce_cuda_load(c->world), "loading the kernels of a group"));
     TRY(cuda_check(be, (cudaError_t)gather_cuda_load(), "loading the kernels of a group"));
     return comm_barrier(c);
 }

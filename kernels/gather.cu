@@ -75,11 +75,13 @@ static __global__ void __launch_bounds__(INBOX_THREADS) gather_kernel(struct gat
         for (int p = 0; p < RANKS; p++)
             if (p < w.world && v >= sends(g, w.alone ? own : columns(g, w, p)))
                 wanted &= ~(1u << p);
-        take(w, w.inbox + t.inbox + (size_t)v * sizeof(uint4), w.room, 0, wanted, all, &t);
+        unsigned char *box = w.inbox + t.inbox + (size_t)v * sizeof(uint4);
+        const unsigned taken = take<RANKS>(w, box, w.room, 0, wanted, all, &t);
 #pragma unroll
         for (int p = 0; p < RANKS; p++)
             if (wanted >> p & 1)
                 place(g, w, p, w.alone ? own : columns(g, w, p), v, unpack(all[p]));
+        put_back<RANKS>(box, w.room, taken, all);
     }
 }
 

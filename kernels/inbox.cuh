@@ -172,33 +172,44 @@ __device__ static inline unsigned others(const struct reduce_way &w)
 }
 
 /* v[i] = what stands at box + i * stride for the bits i of wanted, once it has come; zeros when a rank is
- * lost. The sender at bit i is rank first + i. */
-template <class Word>
-__device__ static inline void take(const struct reduce_way &w, const unsigned char *box, size_t stride,
-                                   int first, unsigned wanted, Word v[RANKS], struct visit *t)
+ * lost. The sender at bit i is rank first + i. Returns the bits that came. */
+template <int N, class Word>
+__device__ static inline unsigned take(const struct reduce_way &w, const unsigned char *box, size_t stride,
+                                       int first, unsigned wanted, Word v[N], struct visit *t)
 {
-    Word empty;
     unsigned missing = wanted;
-    fill(EMPTY, &empty);
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        fill(0, &v[i]);
     for (int spins = 1; missing && !t->lost; spins++) {
 #pragma unroll
-        for (int i = 0; i < RANKS; i++)
-            if (missing >> i & 1)
+        for (int i = 0; i < N; i++)
+            if (missing >> i & 1) {
                 v[i] = peek((const Word *)(box + (size_t)i * stride));
+            }
 #pragma unroll
-        for (int i = 0; i < RANKS; i++)
+        for (int i = 0; i < N; i++)
             if ((missing >> i & 1) && whole(v[i]))
                 missing &= ~(1u << i);
-        if (missing && spins % LOOK == 0)
-            visit_is_lost(w, first + __ffs((int)missing) - 1, t);
-    }
+        if (missing && spins % LOOK == 0 && visit_is_lost(w, first + __ffs((int)missing) - 1, t))
 #pragma unroll
-    for (int i = 0; i < RANKS; i++) {
-        if (wanted & ~missing & 1u << i)
-            poke((Word *)(box + (size_t)i * stride), empty);
-        if (!(wanted & ~missing & 1u << i))
-            fill(0, &v[i]);
+            for (int i = 0; i < N; i++)
+                if (missing >> i & 1)
+                    fill(0, &v[i]);
     }
+    return wanted & ~missing;
+}
+
+/* What was taken is EMPTY again; behind whatever others wait for. */
+template <int N, class Word>
+__device__ static inline void put_back(unsigned char *box, size_t stride, unsigned taken, const Word *)
+{
+    Word empty;
+    fill(EMPTY, &empty);
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        if (taken >> i & 1)
+            poke((Word *)(box + (size_t)i * stride), empty);
 }
 
 /* ---- pieces ---- */

@@ -104,14 +104,14 @@ static __device__ void finish(const struct piece &a, int v, float4 old, float4 s
 }
 
 /* Of all ranks' numbers in the order of ranks. */
-template <class Word>
-static __device__ float4 sum_ranks(const struct reduce_way &w, float4 mine, Word v[RANKS])
+template <int N, class Word>
+static __device__ float4 sum_ranks(const struct reduce_way &w, float4 mine, const Word v[N])
 {
     Word own;
     float4 s = make_float4(0, 0, 0, 0);
     pack(mine, &own);
 #pragma unroll
-    for (int p = 0; p < RANKS; p++)
+    for (int p = 0; p < N; p++)
         if (p < w.world) {
             const float4 term = unpack(p == w.rank ? own : v[p]);
             s = p ? add(s, term) : term;
@@ -120,7 +120,8 @@ static __device__ float4 sum_ranks(const struct reduce_way &w, float4 mine, Word
 }
 
 /* A vector to every other rank, each rank beginning with the next one. */
-template <class Word> static __device__ void send_all(const struct reduce_way &w, size_t inbox, int v, Word own)
+template <class Word>
+static __device__ void send_all(const struct reduce_way &w, size_t inbox, int v, Word own)
 {
     for (int i = 1; i < w.world; i++) {
         const int p = w.rank + i < w.world ? w.rank + i : w.rank + i - w.world;
@@ -129,7 +130,7 @@ template <class Word> static __device__ void send_all(const struct reduce_way &w
 }
 
 /* What a thread's first vector needs is on its way before anything else is asked for. */
-template <class Word>
+template <class Word, int N>
 static __global__ void __launch_bounds__(INBOX_THREADS) one_shot_kernel(struct piece a, struct reduce_way w)
 {
     const int at = (int)(blockIdx.x * blockDim.x + threadIdx.x), stride = (int)(gridDim.x * blockDim.x),
@@ -147,15 +148,16 @@ static __global__ void __launch_bounds__(INBOX_THREADS) one_shot_kernel(struct p
     }
     visit_count(w, t);
     for (int v = at; v - lane < a.vectors; v += stride) {
-        Word all[RANKS];
+        Word all[N];
         if (v != at) {
             mine = load(a.part, v * 4, a.numbers);
             old = load(a.y, v * 4, a.numbers);
             seat = seat_of(a, v);
         }
-        take(w, w.inbox + t.inbox + (size_t)v * sizeof(Word), w.room, 0, v < a.vectors ? others(w) : 0, all,
-             &t);
-        finish(a, v, old, sum_ranks(w, mine, all), seat);
+        unsigned char *box = w.inbox + t.inbox + (size_t)v * sizeof(Word);
+        const unsigned taken = take<N>(w, box, w.room, 0, v < a.vectors ? others(w) : 0, all, &t);
+        finish(a, v, old, sum_ranks<N>(w, mine, all), seat);
+        put_back<N>(box, w.room, taken, all);
     }
 }
 
@@ -166,7 +168,7 @@ static __device__ int foreign(const struct piece &a, int begin, int j)
     return v < a.vectors ? v : v - a.vectors;
 }
 
-template <class Word>
+template <class Word, int N>
 static __global__ void __launch_bounds__(INBOX_THREADS) two_shot_kernel(struct piece a, struct reduce_way w)
 {
     const int at = (int)(blockIdx.x * blockDim.x + threadIdx.x), stride = (int)(gridDim.x * blockDim.x),
@@ -188,46 +190,56 @@ static __global__ void __launch_bounds__(INBOX_THREADS) two_shot_kernel(struct p
         const int there = k < count, v = there ? first + k : a.vectors;
         const float4 mine = load(a.part, v * 4, a.numbers), old = load(a.y, v * 4, a.numbers);
         const struct seat seat = seat_of(a, v);
-        Word all[RANKS];
+        Word all[N];
         uint4 sent;
-        take(w, w.inbox + t.inbox + (size_t)k * sizeof(Word), w.room, 0, there ? others(w) : 0, all, &t);
-        const float4 s = sum_ranks(w, mine, all);
+        unsigned char *box = w.inbox + t.inbox + (size_t)k * sizeof(Word);
+        const unsigned taken = take<N>(w, box, w.room, 0, there ? others(w) : 0, all, &t);
+        const float4 s = sum_ranks<N>(w, mine, all);
         pack(s, &sent);
         for (int i = 1; i < w.world && there && !t.lost; i++) {
             const int p = w.rank + i < w.world ? w.rank + i : w.rank + i - w.world;
             poke((uint4 *)(w.sums[p] + t.inbox) + v + (w.alone ? (p - w.rank) * a.each : 0), sent);
         }
         finish(a, v, old, s, seat);
+        put_back<N>(box, w.room, taken, all);
     }
     for (int j = at; j - lane < rest; j += stride) {
         const int there = j < rest, v = there ? foreign(a, first + count, j) : a.vectors;
         const float4 old = load(a.y, v * 4, a.numbers);
         const struct seat seat = seat_of(a, v);
-        uint4 s[RANKS];
-        take(w, w.inbox + t.inbox + (size_t)w.world * w.room + (size_t)v * sizeof(uint4), 0, v / a.each,
-             there ? 1u : 0u, s, &t);
+        uint4 s[1];
+        unsigned char *box = w.inbox + t.inbox + (size_t)w.world * w.room + (size_t)v * sizeof(uint4);
+        const unsigned taken = take<1>(w, box, 0, v / a.each, there ? 1u : 0u, s, &t);
         finish(a, v, old, unpack(s[0]), seat);
+        put_back<1>(box, 0, taken, s);
     }
 }
 
 /* Alone a rank stands in for the others, so their slices must be as long as its own. */
-static int two_shots(const struct reduce_way *w, int vectors, size_t word)
+static int two_shots(const struct reduce_way *w, enum reduce_path path, int vectors, size_t word)
 {
     const size_t to = (size_t)w->world - 1, one = to * (size_t)vectors * word,
                  two = to * (size_t)(vectors / w->world) * (word + sizeof(uint4));
     if (w->world == 1 || vectors < MANY || (w->alone && vectors % (4 * w->world)))
         return 0;
-    return w->shots == REDUCE_BY_SIZE ? one > two + SAVES : w->shots == REDUCE_TWO_SHOT;
+    return path == REDUCE_TWO_SHOT || (path != REDUCE_ONE_SHOT && one > two + SAVES);
 }
 
-static int reduce_piece(const struct piece *a, const struct reduce_way *w, enum wire wire, void *stream)
+template <class Word, int N>
+static int launch_shots(const struct piece *a, const struct reduce_way *w, enum reduce_path path,
+                        const struct launch *l)
 {
-    const struct launch l = inbox_launch(w, a->vectors, stream);
-    if (two_shots(w, a->vectors, wire == WIRE_BF16 ? sizeof(uint2) : sizeof(uint4)))
-        return wire == WIRE_BF16 ? launch_kernel(&l, two_shot_kernel<uint2>, *a, *w)
-                                 : launch_kernel(&l, two_shot_kernel<uint4>, *a, *w);
-    return wire == WIRE_BF16 ? launch_kernel(&l, one_shot_kernel<uint2>, *a, *w)
-                             : launch_kernel(&l, one_shot_kernel<uint4>, *a, *w);
+    return two_shots(w, path, a->vectors, sizeof(Word)) ? launch_kernel(l, two_shot_kernel<Word, N>, *a, *w)
+                                                        : launch_kernel(l, one_shot_kernel<Word, N>, *a, *w);
+}
+
+template <class Word>
+static int launch_world(const struct piece *a, const struct reduce_way *w, enum reduce_path path,
+                        const struct launch *l)
+{
+    return w->world <= 2   ? launch_shots<Word, 2>(a, w, path, l)
+           : w->world <= 4 ? launch_shots<Word, 4>(a, w, path, l)
+                           : launch_shots<Word, RANKS>(a, w, path, l);
 }
 
 /* A step of 16 columns lies in four neighbouring lanes only where rows are whole steps. */
@@ -250,23 +262,31 @@ KERN_API int reduce_cuda(const struct reduce *a, const struct reduce_way *w, voi
         p.numbers =
             (int)(numbers - at * 4 < (size_t)p.vectors * 4 ? numbers - at * 4 : (size_t)p.vectors * 4);
         p.each = ((p.vectors + w->world - 1) / w->world + 3) / 4 * 4;
-        rc = reduce_piece(&p, w, a->wire, stream);
+        const struct launch l = inbox_launch(w, p.vectors, stream);
+        rc = a->wire == WIRE_BF16 ? launch_world<uint2>(&p, w, a->path, &l)
+                                  : launch_world<uint4>(&p, w, a->path, &l);
     }
     if (rc || fused || a->rows == 0)
         return rc;
     return a->norm.bulk ? rmsnorm_bulk_cuda(&a->norm, stream) : rmsnorm_cuda(&a->norm, stream);
 }
 
-KERN_API int reduce_cuda_load(void)
+template <class Word, int N> static int load_shots(void)
 {
-    const void *const kernels[] = {(const void *)one_shot_kernel<uint2>, (const void *)one_shot_kernel<uint4>,
-                                   (const void *)two_shot_kernel<uint2>,
-                                   (const void *)two_shot_kernel<uint4>};
-    for (const void *kernel : kernels) {
-        cudaFuncAttributes attributes;
-        const cudaError_t rc = cudaFuncGetAttributes(&attributes, kernel);
-        if (rc != cudaSuccess)
-            return (int)rc;
-    }
-    return 0;
+    cudaFuncAttributes attributes;
+    const cudaError_t rc = cudaFuncGetAttributes(&attributes, (const void *)one_shot_kernel<Word, N>);
+    return (int)(rc == cudaSuccess
+                     ? cudaFuncGetAttributes(&attributes, (const void *)two_shot_kernel<Word, N>)
+                     : rc);
+}
+
+template <int N> static int load_world(void)
+{
+    const int rc = load_shots<uint2, N>();
+    return rc ? rc : load_shots<uint4, N>();
+}
+
+KERN_API int reduce_cuda_load(int world)
+{
+    return world <= 2 ? load_world<2>() : world <= 4 ? load_world<4>() : load_world<RANKS>();
 }

@@ -12,7 +12,6 @@
 enum { REDUCE_RANKS = 8, REDUCE_BLOCKS = 192 };
 enum { REDUCE_EMPTY_BYTE = 0xff }; /* every byte of an inbox before the first operation */
 enum { REDUCE_LOST_HOST = -1 };    /* of *lost; p + 1: rank p did not send in time */
-enum reduce_shots { REDUCE_BY_SIZE, REDUCE_ONE_SHOT, REDUCE_TWO_SHOT };
 
 /* Of one rank; device memory, zero at first. */
 struct reduce_state {
@@ -25,7 +24,6 @@ struct reduce_way {
     int alone;           /* 1: the others' inboxes are places of the own one */
     int early;           /* 1: the next kernel may start beside this one; 0 where ranks share a GPU: see inbox.cuh */
     int blocks;          /* of a launch, at most; [1, REDUCE_BLOCKS], and all of them fit on the GPU beside those of the ranks that share it */
-    enum reduce_shots shots;
     size_t room;         /* a multiple of 64 */
     unsigned char *inbox;              /* the own one */
     unsigned char *part[REDUCE_RANKS]; /* where rank p takes this rank's parts of turn 0; alone: the own place of rank p's */
@@ -44,6 +42,6 @@ static inline size_t reduce_cuda_inbox(int world, size_t room) /* bytes */
 KERN_API int reduce_cuda(const struct reduce *a, const struct reduce_way *w, void *stream);
 KERN_API int gather_cuda(const struct gather *a, const struct reduce_way *w, void *stream);
 /* The kernels' code to the GPU, which otherwise the first launch does: that may wait for a kernel of another rank, which waits for this one. */
-KERN_API int reduce_cuda_load(void);
+KERN_API int reduce_cuda_load(int world);
 KERN_API int gather_cuda_load(void);
 #endif
