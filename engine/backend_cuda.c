@@ -1,6 +1,7 @@
 /* backend_cuda: one GPU, one stream. Launches return at once and are remembered by name and shape, so that an
  * error which only sync sees still says what ran. */
 #include "engine/backend_cuda.h"
+#include "engine/backend_cuda_group.h"
 #include "engine/err.h"
 #include "kernels/act.h"
 #include "kernels/cuda.h"
@@ -29,6 +30,7 @@ static void cuda_close(struct backend *be)
     struct cuda *c = cuda_of(be);
     if (!c)
         return;
+    cuda_group_close(be);
     if (c->stream)
         cudaStreamSynchronize(c->stream);
     for (int i = 0; i < c->n_graphs; i++)
@@ -254,8 +256,8 @@ static int device_error(struct backend *be, cudaError_t rc)
 static int cuda_sync(struct backend *be)
 {
     be->syncs++;
-    const cudaError_t rc = cudaStreamSynchronize(cuda_of(be)->stream);
-    return rc == cudaSuccess ? 0 : device_error(be, rc);
+    const cudaError_t rc = cuda_group_wait(be);
+    return rc == cudaSuccess ? cuda_group_check(be) : device_error(be, rc);
 }
 
 static int cuda_poll(struct backend *be, int *idle)
@@ -265,7 +267,7 @@ static int cuda_poll(struct backend *be, int *idle)
         return device_error(be, rc);
     cudaGetLastError(); /* "not ready" is remembered as if it were one */
     *idle = rc == cudaSuccess;
-    return 0;
+    return cuda_group_check(be);
 }
 
 const struct backend_ops backend_cuda = {
@@ -299,6 +301,9 @@ const struct backend_ops backend_cuda = {
     .moe = cuda_moe,
     .kv_move = cuda_kv_move,
     .logits = cuda_logits,
+    .join = cuda_join,
+    .reduce = cuda_reduce,
+    .gather = cuda_gather,
     .ngram = cuda_ngram,
     .step_plan = cuda_step_plan,
     .step_commit = cuda_step_commit,

@@ -1,7 +1,8 @@
 /* backend_cuda: the inside of the CUDA backend, shared by its files: backend_cuda.c (the table and its launches),
  * backend_cuda_device.c (finding and opening a GPU), backend_cuda_memory.c (memory and copies), backend_cuda_matrix.c (weights),
  * backend_cuda_graph.c (recorded passes and time stamps), backend_cuda_bulk.c (long prefill passes),
- * backend_cuda_moe.c (layers of experts), backend_cuda_rival.c (cuBLASLt to compare with). Nothing here is seen outside them. */
+ * backend_cuda_moe.c (layers of experts), backend_cuda_rival.c (cuBLASLt to compare with), backend_cuda_group.c (ranks). Nothing here is seen
+ * outside them. */
 #ifndef ENGINE_BACKEND_CUDA_H
 #define ENGINE_BACKEND_CUDA_H
 #include "engine/backend.h"
@@ -43,6 +44,7 @@ struct cuda {
     struct gemm_lt *lt; /* owned; NULL before the first product in bulk */
     cudaEvent_t marks[BACKEND_MARKS]; /* owned, each from its first use on */
     size_t launches_before;           /* the pass that is being recorded */
+    struct cuda_group *group;         /* owned; NULL: the only rank */
 };
 
 static inline struct cuda *cuda_of(const struct backend *be)

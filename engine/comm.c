@@ -182,3 +182,18 @@ int comm_check(const struct comm *c)
     pthread_mutex_lock(&c->group->lock);
     return leave(c->group);
 }
+
+int comm_failed(const struct comm *c)
+{
+    if (!c->group)
+        return 0;
+    pthread_mutex_lock(&c->group->lock);
+    const int failed = c->group->failed;
+    pthread_mutex_unlock(&c->group->lock);
+    return failed;
+}
+
+double comm_patience(const struct comm *c)
+{
+    return c->group ? c->group->patience_s : 0;
+}

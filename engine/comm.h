@@ -29,4 +29,6 @@ int  comm_barrier(const struct comm *c);
 void comm_fail(const struct comm *c);
 /* 0, or ERR_DEVICE when some rank failed: asked now and then by whoever waits for a device. */
 int  comm_check(const struct comm *c);
+int  comm_failed(const struct comm *c); /* 1 then, without the sentence */
+double comm_patience(const struct comm *c); /* seconds; 0: alone */
 #endif

@@ -19,6 +19,8 @@
 #include "kernels/rmsnorm.h"
 
 enum wire { WIRE_F32, WIRE_BF16 };
+/* How CUDA's parts travel; the bits are the same, but for the library's (NCCL, in bulk), which adds in an order of its own. */
+enum reduce_path { REDUCE_BY_SIZE, REDUCE_ONE_SHOT, REDUCE_TWO_SHOT, REDUCE_LIBRARY };
 
 struct reduce {
     const float *part;
@@ -26,6 +28,7 @@ struct reduce {
     struct rmsnorm norm;
     int rows, n;
     enum wire wire;
+    enum reduce_path path; /* what forward wants: REDUCE_BY_SIZE */
 };
 
 struct gather {

@@ -1,0 +1,231 @@
+/* backend_cuda_group: ranks reach each other's inboxes (kernels/inbox.cuh) by peer access, or share a GPU. A
+ * kernel that waits for a rank gives up after the group's patience, or when its host, which polls while it
+ * waits, learns that a rank has failed; so nothing here waits for ever.
+ *
+ * Kernels of other ranks write into an inbox until they leave, so inboxes are freed together by the rank that
+ * leaves last. A rank that never leaves (its thread has gone) leaves them to the end of the process. */
+#include "engine/backend_cuda_group.h"
+#include "engine/backend_cuda.h"
+#include "engine/err.h"
+#include "kernels/reduce_cuda.h"
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+_Static_assert((int)REDUCE_RANKS >= (int)COMM_WORLD_MAX, "a kernel knows the way to every rank");
+
+enum { ASK_EVERY = 64, ONLY_BLOCKS = 96 };
+#define ROOM_MAX         ((size_t)4 << 20) /* larger parts go in pieces */
+#define PATIENCE_ALONE_S 60.0
+
+/* What a rank tells the others. */
+struct card {
+    unsigned char *inbox;
+    int device;
+    atomic_int *here; /* rank 0's: ranks that have not left */
+};
+
+struct cuda_group {
+    struct reduce_way way;
+    unsigned char *inbox; /* owned until here is known, then the group's */
+    int *lost;            /* pinned; see reduce_way */
+    struct card card[COMM_WORLD_MAX];
+    atomic_int *here; /* the group's; NULL: nobody else knows the inbox */
+};
+
+static const struct reduce_way only = {.world = 1, .early = 1, .blocks = ONLY_BLOCKS};
+
+static const struct reduce_way *way_of(const struct backend *be)
+{
+    const struct cuda_group *g = cuda_of(be)->group;
+    return g ? &g->way : &only;
+}
+
+static int make_inbox(struct backend *be, struct cuda_group *g, int world, size_t bytes)
+{
+    const size_t some = bytes < ROOM_MAX ? bytes : ROOM_MAX;
+    g->way.room = (some + 63) / 64 * 64 + 64;
+    const size_t all = reduce_cuda_inbox(world, g->way.room);
+    void *inbox = NULL, *state = NULL, *lost = NULL;
+    TRY(cuda_check(be, cudaMalloc(&inbox, all), "allocating the inbox of a rank"));
+    g->inbox = g->way.inbox = inbox;
+    be->allocated += all;
+    TRY(cuda_check(be, cudaMemset(inbox, REDUCE_EMPTY_BYTE, all), "clearing the inbox of a rank"));
+    TRY(cuda_alloc(be, sizeof *g->way.state, &state));
+    TRY(cuda_alloc_host(be, sizeof *g->lost, &lost));
+    g->way.state = state;
+    g->way.lost = g->lost = lost;
+    return cuda_check(be, cudaDeviceSynchronize(), "clearing the inbox of a rank");
+}
+
+/* A card of every rank in g->card. */
+static int exchange_cards(struct cuda_group *g, const struct comm *c)
+{
+    struct card mine = {.inbox = g->inbox};
+    if (c->rank == 0 && c->group) {
+        mine.here = malloc(sizeof *mine.here);
+        if (!mine.here)
+            FAIL(ERR_MEMORY, "cuda backend: out of memory for a group of %d ranks", c->world);
+        atomic_init(mine.here, c->world);
+    }
+    cudaGetDevice(&mine.device);
+    TRY(comm_exchange(c, &mine, sizeof mine,
+                      g->card)); /* on failure some rank may have read here: nobody frees it */
+    g->here = c->group ? g->card[0].here : NULL;
+    return 0;
+}
+
+static int reach(struct backend *be, int from, int to)
+{
+    int can = 0;
+    TRY(cuda_check(be, cudaDeviceCanAccessPeer(&can, from, to), "asking for peer access"));
+    if (!can)
+        FAIL(ERR_DEVICE,
+             "cuda: GPU %d cannot reach the memory of GPU %d, which ranks of a group need: choose GPUs that "
+             "'specbed list devices' shows as peers",
+             from, to);
+    const cudaError_t rc = cudaDeviceEnablePeerAccess(to, 0);
+    if (rc == cudaErrorPeerAccessAlreadyEnabled) {
+        cudaGetLastError();
+        return 0;
+    }
+    return cuda_check(be, rc, "enabling peer access");
+}
+
+/* Where this rank's numbers go. Alone they go to the places that it reads the others' from. */
+static void lay_ways(struct cuda_group *g, const struct comm *c)
+{
+    struct reduce_way *w = &g->way;
+    for (int p = 0; p < c->world; p++) {
+        unsigned char *inbox = g->card[p].inbox;
+        w->part[p] = inbox + (size_t)(w->alone ? p : c->rank) * w->room;
+        w->sums[p] = inbox + (size_t)c->world * w->room;
+    }
+}
+
+/* Where ranks share a GPU, those that wait must leave room for whatever the others compute, clusters of
+ * blocks included. */
+static int share_device(struct backend *be, struct cuda_group *g, const struct comm *c)
+{
+    const int mine = g->card[c->rank].device;
+    int processors = 0, sharing = 0;
+    for (int p = 0; p < c->world; p++)
+        sharing += c->group && g->card[p].device == mine;
+    TRY(cuda_check(be, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, mine),
+                   "asking for the GPU's size"));
+    const int blocks = sharing > 1 ? processors / 4 / sharing : processors * 3 / 4;
+    g->way.blocks = blocks < 1 ? 1 : blocks < REDUCE_BLOCKS ? blocks : REDUCE_BLOCKS;
+    g->way.early = sharing <= 1;
+    return 0;
+}
+
+static int join(struct backend *be, struct cuda_group *g, const struct comm *c, size_t bytes)
+{
+    const double patience_s = c->group ? comm_patience(c) : PATIENCE_ALONE_S;
+    g->way.rank = c->rank;
+    g->way.world = c->world;
+    g->way.alone = !c->group;
+    g->way.patience_ns = (long long)(1e9 * patience_s);
+    TRY(make_inbox(be, g, c->world, bytes));
+    TRY(exchange_cards(g, c));
+    const int mine = g->card[c->rank].device;
+    for (int p = 0; p < c->world; p++)
+        if (g->card[p].device != mine)
+            TRY(reach(be, mine, g->card[p].device));
+    TRY(share_device(be, g, c));
+    lay_ways(g, c);
+    TRY(cuda_check(be, (cudaError_t)reduce_cuda_load(c->world), "loading the kernels of a group"));
+    TRY(cuda_check(be, (cudaError_t)gather_cuda_load(), "loading the kernels of a group"));
+    return comm_barrier(c);
+}
+
+/* A rank that cannot join says so, so that the others need not wait for it. */
+int cuda_join(struct backend *be, const struct comm *c, size_t bytes)
+{
+    struct cuda *cuda = cuda_of(be);
+    be->comm = *c;
+    if (c->world == 1)
+        return comm_barrier(c);
+    cuda->group = calloc(1, sizeof *cuda->group);
+    const int rc = cuda->group
+                       ? join(be, cuda->group, c, bytes)
+                       : ERR_SET(ERR_MEMORY, "cuda backend: out of memory for a group of %d ranks", c->world);
+    if (rc)
+        comm_fail(c);
+    return rc;
+}
+
+int cuda_reduce(struct backend *be, const struct reduce *a)
+{
+    return cuda_launched(be, reduce_cuda(a, way_of(be), cuda_of(be)->stream),
+                         (struct cuda_launch){"reduce", a->rows, a->n, a->n});
+}
+
+int cuda_gather(struct backend *be, const struct gather *a)
+{
+    return cuda_launched(be, gather_cuda(a, way_of(be), cuda_of(be)->stream),
+                         (struct cuda_launch){"gather", a->rows, a->n, a->each});
+}
+
+static void tell_kernels(struct cuda_group *g)
+{
+    volatile int *lost = g->lost;
+    if (lost && *lost == 0)
+        *lost = REDUCE_LOST_HOST;
+}
+
+cudaError_t cuda_group_wait(struct backend *be)
+{
+    struct cuda *c = cuda_of(be);
+    if (!c->group)
+        return cudaStreamSynchronize(c->stream);
+    for (unsigned i = 1;; i++) {
+        const cudaError_t rc = cudaStreamQuery(c->stream);
+        if (rc != cudaErrorNotReady)
+            return rc;
+        cudaGetLastError(); /* that is no error */
+        if (i % ASK_EVERY == 0 && comm_failed(&be->comm))
+            tell_kernels(c->group);
+        sched_yield();
+    }
+}
+
+int cuda_group_check(struct backend *be)
+{
+    struct cuda_group *g = cuda_of(be)->group;
+    if (!g)
+        return 0;
+    const int rc = comm_check(&be->comm), lost = *(volatile int *)g->lost;
+    if (rc)
+        tell_kernels(g);
+    if (rc || lost == 0)
+        return rc;
+    ERR_SET(ERR_DEVICE, "cuda: rank %d of %d waited %g s for rank %d in a reduce or gather on %s",
+            be->comm.rank, be->comm.world, 1e-9 * (double)g->way.patience_ns, lost - 1, be->device);
+    comm_fail(&be->comm);
+    return ERR_DEVICE;
+}
+
+static void free_inboxes(const struct cuda_group *g, int world)
+{
+    for (int p = 0; p < world; p++)
+        cudaFree(g->card[p].inbox);
+    free(g->here);
+}
+
+void cuda_group_close(struct backend *be)
+{
+    struct cuda *c = cuda_of(be);
+    struct cuda_group *g = c->group;
+    if (!g)
+        return;
+    if (comm_failed(&be->comm))
+        tell_kernels(g);
+    cudaStreamSynchronize(c->stream);
+    if (!g->here)
+        cudaFree(g->inbox);
+    else if (atomic_fetch_sub(g->here, 1) == 1)
+        free_inboxes(g, be->comm.world);
+    free(g);
+    c->group = NULL;
+}

@@ -1,0 +1,14 @@
+/* backend_cuda_group: this GPU as a rank of a group, inside the CUDA backend. */
+#ifndef ENGINE_BACKEND_CUDA_GROUP_H
+#define ENGINE_BACKEND_CUDA_GROUP_H
+#include "engine/backend.h"
+#include <cuda_runtime_api.h>
+
+int  cuda_join(struct backend *be, const struct comm *c, size_t bytes);
+int  cuda_reduce(struct backend *be, const struct reduce *a);
+int  cuda_gather(struct backend *be, const struct gather *a);
+/* Until the stream has done all that was enqueued. When another rank fails meanwhile, kernels that wait for it are told to stop. */
+cudaError_t cuda_group_wait(struct backend *be);
+int  cuda_group_check(struct backend *be); /* ERR_DEVICE when a kernel of this rank gave up on another one, or some rank failed */
+void cuda_group_close(struct backend *be); /* waits for the stream; without a group it does nothing */
+#endif
