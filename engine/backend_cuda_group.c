@@ -41,10 +41,15 @@ static const struct reduce_way *way_of(const struct backend *be)
     return g ? &g->way : &only;
 }
 
-static int make_inbox(struct backend *be, struct cuda_group *g, int world, size_t bytes)
+static size_t room_for(size_t bytes)
 {
     const size_t some = bytes < ROOM_MAX ? bytes : ROOM_MAX;
-    g->way.room = (some + 63) / 64 * 64 + 64;
+    return (some + 63) / 64 * 64 + 64;
+}
+
+static int make_inbox(struct backend *be, struct cuda_group *g, int world, size_t bytes)
+{
+    g->way.room = room_for(bytes);
     const size_t all = reduce_cuda_inbox(world, g->way.room);
     void *inbox = NULL, *state = NULL, *lost = NULL;
     TRY(cuda_check(be, cudaMalloc(&inbox, all), "allocating the inbox of a rank"));
@@ -139,13 +144,15 @@ static int join(struct backend *be, struct cuda_group *g, const struct comm *c, 
     return comm_barrier(c);
 }
 
-/* A rank that cannot join says so, so that the others need not wait for it. */
+/* A rank that cannot join says so, so that the others need not wait for it. Parts that have grown need
+ * another inbox in every rank; the ranks leave the old one first. */
 int cuda_join(struct backend *be, const struct comm *c, size_t bytes)
 {
     struct cuda *cuda = cuda_of(be);
     be->comm = *c;
-    if (c->world == 1)
+    if (c->world == 1 || (cuda->group && room_for(bytes) <= cuda->group->way.room))
         return comm_barrier(c);
+    cuda_group_close(be);
     cuda->group = calloc(1, sizeof *cuda->group);
     const int rc = cuda->group
                        ? join(be, cuda->group, c, bytes)
@@ -226,6 +233,9 @@ void cuda_group_close(struct backend *be)
         cudaFree(g->inbox);
     else if (atomic_fetch_sub(g->here, 1) == 1)
         free_inboxes(g, be->comm.world);
+    be->allocated -= g->inbox ? reduce_cuda_inbox(g->way.world, g->way.room) : 0;
+    be->ops->release(be, g->way.state);
+    be->ops->release(be, g->lost);
     free(g);
     c->group = NULL;
 }
