@@ -165,7 +165,8 @@ static int alloc_plan(struct forward *f)
     return 0;
 }
 
-/* Room for the largest part that this rank will send. */
+/* Room for the largest part that this rank will send. Last of all: a rank that waits for sums may keep a
+ * device busy that another wants memory of, so no rank leaves here before all have theirs. */
 static int join_group(const struct forward *f)
 {
     const struct model *m = f->model;
@@ -185,13 +186,13 @@ int forward_init(struct forward *f, struct model *m, struct kv *kv, int max_rows
     new.scratch = calloc(1, sizeof(struct forward_scratch));
     if (!new.scratch)
         FAIL(ERR_MEMORY, "forward: out of memory");
-    int rc = join_group(&new);
-    if (rc == 0)
-        rc = alloc_plan(&new);
+    int rc = alloc_plan(&new);
     if (rc == 0)
         rc = alloc_activations(&new);
     if (rc == 0)
         rc = alloc_logits(&new);
+    if (rc == 0)
+        rc = join_group(&new);
     if (rc == 0)
         *f = new;
     else

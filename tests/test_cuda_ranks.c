@@ -11,7 +11,7 @@
 
 enum { AGAIN = 10, LOST_S = 10 };
 
-static const struct world_opts shared[] = {{"cuda", 8, 0}, {"cuda", 8, 1}}, apart = {"cuda", 1, 0};
+static const struct world_opts shared[] = {{"cuda", 8, 0, 4}, {"cuda", 8, 1, 4}}, apart = {"cuda", 1, 0, 4};
 
 static int two_gpus(void)
 {

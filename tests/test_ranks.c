@@ -5,7 +5,7 @@
 #include "tests/golden.h"
 #include "tests/toy_world.h"
 
-static const struct world_opts cpu = {"cpu", 1, 0};
+static const struct world_opts cpu = {"cpu", 1, 0, 20};
 
 static void ok(int rc)
 {
@@ -47,7 +47,7 @@ START_TEST(a_rank_alone_runs_without_the_others)
                                .opts = {.shard = {7, 8}}};
     struct world w = {.ranks = NULL};
     struct world_pass p = {.logits = {calloc((size_t)WORLD_ROWS * (size_t)shape.vocab, sizeof(float))}};
-    ok(ranks_open(&w.ranks, 1, &w.be, &w.model, WORLD_PATIENCE_S));
+    ok(ranks_open(&w.ranks, 1, &w.be, &w.model, cpu.patience_s));
     ok(ranks_load(w.ranks, &from));
     ck_assert_int_eq(w.model.part.kv_heads, 1);
     ok(ranks_do(w.ranks, world_pass, &p));
@@ -104,7 +104,7 @@ START_TEST(a_world_that_does_not_fit_is_refused_with_the_numbers)
     struct ranks_model from = {
         .kind = "cpu", .device = {.threads = 1, .isa = "auto"}, .per_device = 1, .shape = &shape, .seed = 1};
     struct world w = {.ranks = NULL};
-    ok(ranks_open(&w.ranks, 4, &w.be, &w.model, WORLD_PATIENCE_S));
+    ok(ranks_open(&w.ranks, 4, &w.be, &w.model, cpu.patience_s));
     ck_assert_int_eq(ranks_load(w.ranks, &from), ERR_CONFIG);
     ck_assert_ptr_nonnull(strstr(err_text(), "2 key/value heads"));
     world_close(&w);

@@ -46,7 +46,7 @@ void world_open(struct world *w, const struct world_opts *o, int world, const st
                                      .shape = shape,
                                      .seed = TOY_SEED};
     *w = (struct world){.ranks = NULL};
-    ok(ranks_open(&w->ranks, world, &w->be, &w->model, WORLD_PATIENCE_S));
+    ok(ranks_open(&w->ranks, world, &w->be, &w->model, o->patience_s));
     ok(ranks_load(w->ranks, &from));
 }
 

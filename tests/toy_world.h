@@ -5,7 +5,7 @@
 #include "spec/group.h"
 #include "tests/toy_loop.h"
 
-enum { WORLD_PATIENCE_S = 20, WORLD_ROWS = 12, WORLD_PROMPT = 30, WORLD_REQUESTS = 4, WORLD_ANSWER = 48 };
+enum { WORLD_ROWS = 12, WORLD_PROMPT = 30, WORLD_REQUESTS = 4, WORLD_ANSWER = 48 };
 
 /* Eight key/value heads, so that eight ranks fit; the second: layers in turn dense with rotation and chunks shorter than the prompt, and of
  * experts, the last of them without rotation. */
@@ -22,6 +22,7 @@ struct world {
 struct world_opts {
     const char *kind;
     int ranks_per_gpu, eager;
+    double patience_s;
 };
 void world_open(struct world *w, const struct world_opts *o, int world, const struct model_config *shape);
 void world_close(struct world *w);
