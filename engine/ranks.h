@@ -16,7 +16,7 @@ struct ranks;
 /* Threads and a group for `world` ranks that give up on each other after patience_s; be and model are rank 0's, neither is touched here.
  * ERR_CONFIG: a world that comm does not hold, ERR_MEMORY. */
 int  ranks_open(struct ranks **out, int world, struct backend *be, struct model *model, double patience_s);
-void ranks_close(struct ranks *r); /* models and backends of all ranks but 0 go, too; NULL is fine */
+void ranks_close(struct ranks *r); /* after rank 0's backend, which knows the group; models and backends of the others go, too. NULL is fine */
 int  ranks_world(const struct ranks *r);
 struct rank *ranks_at(struct ranks *r, int rank); /* lent; touched by nobody while ranks_do runs */
 

@@ -97,9 +97,9 @@ int run_model_open(struct run_model *m, const struct config *cfg)
 
 void run_model_close(struct run_model *m)
 {
-    ranks_close(m->ranks);
     model_deinit(&m->model);
     backend_close(&m->be);
+    ranks_close(m->ranks);
     chat_close(&m->chat);
     tokenizer_close(m->tokenizer);
     free(m->key);
