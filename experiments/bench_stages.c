@@ -105,7 +105,7 @@ static double bytes_commit(const struct bench *b, const struct operation *o, int
 {
     (void)b;
     (void)context;
-    return (double)step_entry_bytes(&o->a.commit.step->trees);
+    return (double)step_entry_bytes(&o->a.commit.step->trees, &o->a.commit.experts);
 }
 
 static const struct kind kinds[] = {
