@@ -400,7 +400,7 @@ void spec_close(struct spec *s)
         if (s->host.tree)
             tree_deinit(&s->host.tree[i]);
     }
-    void *owned[] = {s->seq,       s->records,   s->finished,  s->nodes_of,  s->chosen,
+    void *owned[] = {s->seq,       s->records,   s->finished,  s->nodes_of,    s->chosen,
                      s->host.tree, s->host.text, s->host.seen, s->host.staging};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         free(owned[i]);

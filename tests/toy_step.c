@@ -58,8 +58,7 @@ void toy_step_open(struct toy_step *t, struct backend *be, const struct trees *s
 {
     static char nowhere[1];
     *t = (struct toy_step){.be = be};
-    t->bytes = share_out(&t->host, sizes, cap, nowhere, &t->host_counter, &t->host_stop,
-                         &t->host_chosen);
+    t->bytes = share_out(&t->host, sizes, cap, nowhere, &t->host_counter, &t->host_stop, &t->host_chosen);
     t->copy = aligned_alloc(64, t->bytes);
     EXPECT(t->copy);
     memset(t->copy, 0, t->bytes);
