@@ -1,7 +1,7 @@
 /* backend_cpu: kernels run when called, in the caller's memory; sync has nothing to wait for. Big allocations
  * are fresh anonymous maps: zero without being touched, so cells of a cache that no sequence reaches cost
  * nothing. */
-#include "engine/backend.h"
+#include "engine/backend_cpu_group.h"
 #include "engine/clock.h"
 #include "engine/err.h"
 #include "kernels/cpu.h"
@@ -512,6 +512,9 @@ const struct backend_ops backend_cpu = {
     .moe = cpu_moe,
     .kv_move = cpu_kv_move,
     .logits = cpu_logits,
+    .join = cpu_join,
+    .reduce = cpu_reduce,
+    .gather = cpu_gather,
     .ngram = cpu_ngram,
     .step_plan = cpu_step_plan,
     .step_commit = cpu_step_commit,
