@@ -150,6 +150,10 @@ const struct field record_meta_fields[] = {
     META(ended, TEXT, "", "end, ISO 8601 UTC; empty while running"),
     META(slice, TEXT, "", "part of the prompts, i/n"),
     META(trace_level, TEXT, "", "steps, nodes or full"),
+    LATER(trace_meta, load_bytes, U64, "bytes", "of the checkpoint that were read; 0: random weights", 3),
+    LATER(trace_meta, ns_load, I64, "ns", "loading the model", 3),
+    LATER(trace_meta, ns_read, I64, "ns",
+          "of that reading, the mean over the threads that read ahead; 0: there were none", 3),
     {NULL, FIELD_TEXT, 0, NULL, NULL, 0},
 };
 

@@ -453,10 +453,21 @@ int record_file_read(struct record_file *f, enum record_table t, int64_t begin, 
     return rc;
 }
 
+/* Of a file that is older than the attribute; numbers are 0 already. */
+static int read_nothing(const struct record_file *f, const struct field *m, void *value)
+{
+    if (m->kind == FIELD_TEXT && !(*(char **)value = strdup("")))
+        FAIL(ERR_MEMORY, "%s: out of memory while reading attribute '%s'", f->path, m->name);
+    return 0;
+}
+
 static int read_attribute(struct record_file *f, const struct field *m, void *value)
 {
     char why[REASON_MAX];
-    if (H5Aexists(f->id, m->name) <= 0)
+    const int is_there = H5Aexists(f->id, m->name) > 0;
+    if (!is_there && f->schema < m->since)
+        return read_nothing(f, m, value);
+    if (!is_there)
         FAIL(ERR_FORMAT, "%s: expected an attribute '%s', found none", f->path, m->name);
     hid_t attr = H5Aopen(f->id, m->name, H5P_DEFAULT), type = H5Aget_type(attr), space = H5Aget_space(attr);
     hid_t mem = kind_type(m->kind, 0);

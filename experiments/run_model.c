@@ -26,6 +26,17 @@ static int load_weights(struct run_model *m, const struct config *cfg)
     return model_synthetic(&m->model, &m->be, &shape, (uint64_t)cfg->model.synthetic_seed, &numbers);
 }
 
+static void log_load(const struct model_load *l)
+{
+    if (l->bytes == 0)
+        return;
+    log_info("model: %.1f MB of the checkpoint loaded in %.2f s, %.2f GB/s", 1e-6 * (double)l->bytes,
+             l->seconds, 1e-9 * (double)l->bytes / l->seconds);
+    if (l->readers > 0)
+        log_info("model: %d thread%s reading ahead for %.2f s of that, the mean", l->readers,
+                 l->readers == 1 ? " was" : "s were", l->read_seconds);
+}
+
 static int open_parts(struct run_model *m, const struct config *cfg)
 {
     struct backend_opts device = {.threads = cfg->device.threads,
@@ -43,6 +54,7 @@ static int open_parts(struct run_model *m, const struct config *cfg)
     log_info("model: ready after %.2f s, %.1f MiB on the device, weights %016llx, template %s",
              1e-9 * (double)(clock_ns() - start), (double)m->be.allocated / (1 << 20),
              (unsigned long long)m->model.fingerprint, m->tokenizer ? chat_name(m->chat.kind) : "none");
+    log_load(&m->model.load);
     int ids = m->tokenizer ? tokenizer_vocab_size(m->tokenizer) : 0;
     if (ids > m->model.cfg.vocab)
         log_warn("model: the tokenizer knows %d ids, the model %d; a prompt with one of the others will fail",
@@ -152,7 +164,10 @@ int run_model_meta(const struct run_model *m, const struct config *cfg, const ch
                               .started = record_meta_now(),
                               .ended = strdup(""),
                               .slice = strdup(slice),
-                              .trace_level = strdup(cfg->trace.level)};
+                              .trace_level = strdup(cfg->trace.level),
+                              .load_bytes = m->model.load.bytes,
+                              .ns_load = (int64_t)(1e9 * m->model.load.seconds),
+                              .ns_read = (int64_t)(1e9 * m->model.load.read_seconds)};
     for (const struct field *f = record_meta_fields; f->name; f++)
         if (f->kind == FIELD_TEXT && !*(char **)(void *)((char *)&meta + f->offset)) {
             trace_meta_deinit(&meta);

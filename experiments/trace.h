@@ -4,7 +4,7 @@
 #define EXPERIMENTS_TRACE_H
 #include <stdint.h>
 
-/* Schema 2 brought /scores and requests.score_begin, schema 3 /step_experts, /node_experts and where steps have theirs. Older files are
+/* Schema 2 brought /scores and requests.score_begin, schema 3 /step_experts, /node_experts, where steps have theirs, and what loading took. Older files are
  * read as files without scores and experts. */
 enum { TRACE_SCHEMA = 3 };
 enum { TRACE_SCORED = 100 }; /* finish of an answer that was given, not generated; apart from every enum finish */
@@ -92,6 +92,8 @@ struct trace_meta {
     char *started, *ended;         /* ISO 8601 UTC; ended "" while running */
     char *slice;                   /* "0/1" */
     char *trace_level;
+    uint64_t load_bytes;           /* of the checkpoint that were read; 0: random weights */
+    int64_t ns_load, ns_read;      /* loading it, and of that reading, the mean over the threads that read ahead */
 };
 
 /* A whole result in memory; row numbers are those of the file. Owned. */

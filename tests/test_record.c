@@ -68,7 +68,10 @@ static struct trace_meta some_meta(void)
                                .started = "2026-01-02T03:04:05Z",
                                .ended = "",
                                .slice = "0/1",
-                               .trace_level = "full"};
+                               .trace_level = "full",
+                               .load_bytes = 7000000000u,
+                               .ns_load = 12,
+                               .ns_read = 11};
 }
 
 /* Everything below is a function of the request's number: what was written can be computed again and
@@ -448,6 +451,9 @@ static void make_older(int32_t schema)
             ck_assert_int_ge(H5Ldelete(file, record_tables[t].name, H5P_DEFAULT), 0);
         else if (t == RECORD_REQUESTS || t == RECORD_STEPS)
             make_table_older(file, (enum record_table)t, schema);
+    for (const struct field *m = record_meta_fields; m->name; m++)
+        if (m->since > schema)
+            ck_assert_int_ge(H5Adelete(file, m->name), 0);
     hid_t attr = H5Aopen(file, "schema", H5P_DEFAULT);
     ck_assert_int_ge(H5Awrite(attr, H5T_NATIVE_INT32, &schema), 0);
     H5Aclose(attr);
@@ -471,6 +477,7 @@ START_TEST(a_file_of_an_older_schema_is_read_and_resumed)
     ck_assert_msg(trace_read(&t, path, TRACE_READ_ALL) == 0, "%s", err_text());
     ck_assert_int_eq(t.meta.schema, _i);
     ck_assert(t.n_scores == 0 && t.n_step_experts == 0 && t.n_node_experts == 0);
+    ck_assert(t.meta.load_bytes == 0 && t.meta.ns_load == 0 && t.meta.ns_read == 0);
     for (int i = 0; i < 5; i++)
         ck_assert_int_eq(t.requests[i].score_begin, 0);
     trace_deinit(&t);
@@ -507,6 +514,7 @@ START_TEST(every_attribute_survives_the_round_trip)
     ck_assert_int_eq(trace_read(&t, path, TRACE_READ_ALL), 0);
     ck_assert_int_eq(t.meta.schema, TRACE_SCHEMA);
     ck_assert_int_eq(t.meta.threads, 2);
+    ck_assert(t.meta.load_bytes == m.load_bytes && t.meta.ns_load == 12 && t.meta.ns_read == 11);
     ck_assert_uint_eq(t.meta.fingerprint, m.fingerprint);
     for (const struct field *f = record_meta_fields; f->name; f++) {
         if (f->kind != FIELD_TEXT || !strcmp(f->name, "status") || !strcmp(f->name, "ended"))
