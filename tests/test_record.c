@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -18,7 +19,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { LAYERS = 3, TOP_K = 2, MAX_STEPS = 12, MAX_NODES = 6, KILL_ROUNDS = 60, KILL_REQUESTS = 8 };
+enum {
+    LAYERS = 3,
+    TOP_K = 2,
+    MAX_STEPS = 12,
+    MAX_NODES = 6,
+    KILL_ROUNDS = 60,
+    KILL_REQUESTS = 8,
+    READERS = 3,
+    READ_REQUESTS = 120
+};
 
 static char dir[] = "/tmp/specbed-record-XXXXXX", path[64];
 static int cannot_exchange; /* 1: this file system has no RENAME_EXCHANGE */
@@ -31,6 +41,17 @@ int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsign
         return -1;
     }
     return (int)syscall(SYS_renameat2, from_dir, from, to_dir, to, flags);
+}
+
+static void (*before_lock)(void); /* called once, as a file is about to be locked by HDF5 */
+static int locked_fd;
+
+/* The same for the call that HDF5 locks files with. */
+int flock(int fd, int operation)
+{
+    if (before_lock && operation == (LOCK_SH | LOCK_NB))
+        before_lock();
+    return (int)syscall(SYS_flock, fd, operation);
 }
 
 static void make_folder(void)
@@ -653,6 +674,77 @@ static pid_t start_writer(volatile int *finished, int n)
     return pid;
 }
 
+/* What a writer does between a reader's open and its lock: it puts the other file there and locks this one.
+ */
+static void exchange_now(void)
+{
+    char other[80];
+    snprintf(other, sizeof other, "%s.other", path);
+    locked_fd = open(path, O_RDONLY);
+    before_lock = NULL;
+    ck_assert(locked_fd >= 0 && flock(locked_fd, LOCK_EX | LOCK_NB) == 0 && rename(other, path) == 0);
+}
+
+START_TEST(a_reader_that_comes_during_an_exchange_gets_the_new_file)
+{
+    char other[80];
+    write_file(3);
+    snprintf(other, sizeof other, "%s.other", path);
+    ck_assert_int_eq(rename(path, other), 0);
+    write_file(2);
+    before_lock = exchange_now;
+    ck_assert_int_eq(check_file("complete"), 3);
+    ck_assert(!before_lock);
+    ck_assert_int_eq(close(locked_fd), 0);
+}
+END_TEST
+
+START_TEST(a_file_that_stays_locked_is_an_error)
+{
+    struct trace t;
+    write_file(1);
+    const int fd = open(path, O_RDONLY);
+    ck_assert_int_eq(flock(fd, LOCK_EX | LOCK_NB), 0);
+    ck_fails(trace_read(&t, path, 0), ERR_IO, path, "another program has it open for writing");
+    close(fd);
+    ck_assert_int_eq(check_file("complete"), 1);
+}
+END_TEST
+
+/* Readers come at any moment: also when the file they opened is exchanged before they have locked it. */
+START_TEST(readers_are_never_refused_while_a_writer_is_at_work)
+{
+    volatile int *finished = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    int status = 0, reads = 0;
+    int64_t seen = 0;
+    pid_t reader[READERS];
+    *finished = -1;
+    pid_t writer = start_writer(finished, READ_REQUESTS);
+    while (*finished < 0)
+        usleep(50);
+    for (int i = 0; i < READERS; i++)
+        if ((reader[i] = fork()) == 0) {
+            while (*finished < READ_REQUESTS)
+                check_file(NULL); /* a failed assertion ends it with another code */
+            _exit(0);
+        }
+    while (waitpid(writer, &status, WNOHANG) == 0) {
+        const int64_t n = check_file(NULL);
+        ck_assert_int_ge(n, seen);
+        seen = n;
+        reads++;
+    }
+    ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0, "writer ended with %#x", status);
+    for (int i = 0; i < READERS; i++) {
+        ck_assert_int_eq(waitpid(reader[i], &status, 0), reader[i]);
+        ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0, "reader ended with %#x", status);
+    }
+    ck_assert_int_gt(reads, 0);
+    ck_assert_int_eq(check_file("complete"), READ_REQUESTS);
+    munmap((void *)finished, 4096);
+}
+END_TEST
+
 START_TEST(a_killed_writer_leaves_every_finished_request_and_nothing_else)
 {
     volatile int *finished = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -1125,6 +1217,9 @@ int main(void)
     tcase_add_test(tc, a_file_system_without_exchange_gets_copies);
     tcase_add_test(tc, a_reader_keeps_the_file_it_opened);
     tcase_add_test(tc, requests_that_grow_together_are_kept_apart);
+    tcase_add_test(tc, readers_are_never_refused_while_a_writer_is_at_work);
+    tcase_add_test(tc, a_reader_that_comes_during_an_exchange_gets_the_new_file);
+    tcase_add_test(tc, a_file_that_stays_locked_is_an_error);
     tcase_add_test(tc, a_killed_writer_leaves_every_finished_request_and_nothing_else);
     tcase_add_test(tc, the_same_run_writes_the_same_bytes_even_when_resumed);
     tcase_add_test(tc, resuming_finds_requests_tokens_and_small_rows);
