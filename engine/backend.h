@@ -38,6 +38,12 @@ struct rival {
     int choices, choice;       /* out of rival_ask: ways that it proposes; which one, from 0 */
 };
 
+/* What a device runs at now. */
+struct backend_clocks {
+    int mhz, memory_mhz; /* 0: not known */
+    char slowed_by[96];  /* "nothing", "power cap, temperature"; "": not known */
+};
+
 /* What a pass is recorded under: all operations between pass_begin and pass_end are the same whenever the key is. */
 struct pass_key {
     const void *owner; /* whose buffers they name */
@@ -104,6 +110,7 @@ struct backend_ops {
      * marks gives stamps 0..n-1, all of them set since, in ns from an origin of their own. */
     int  (*mark)(struct backend *be, int i);
     int  (*marks)(struct backend *be, int n, int64_t *ns);
+    void (*clocks)(struct backend *be, struct backend_clocks *out); /* waits for no operation */
     int  (*rival_ask)(struct backend *be, struct rival *a); /* choices 0: there is no such library for this backend or this shape */
     int  (*rival)(struct backend *be, const struct rival *a);
 };

@@ -467,6 +467,13 @@ static int cpu_marks(struct backend *be, int n, int64_t *ns)
     return 0;
 }
 
+/* Cores have a clock each, and none that can be asked for everywhere. */
+static void cpu_clocks(struct backend *be, struct backend_clocks *out)
+{
+    (void)be;
+    *out = (struct backend_clocks){.mhz = 0};
+}
+
 static int cpu_rival_ask(struct backend *be, struct rival *a)
 {
     (void)be;
@@ -530,6 +537,7 @@ const struct backend_ops backend_cpu = {
     .poll = cpu_poll,
     .mark = cpu_mark,
     .marks = cpu_marks,
+    .clocks = cpu_clocks,
     .rival_ask = cpu_rival_ask,
     .rival = cpu_rival,
 };

@@ -4,6 +4,7 @@
 #include "engine/checkpoint.h"
 #include "engine/err.h"
 #include "engine/json.h"
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,8 @@
 #define SINGLE_FILE "model.safetensors"
 #define INDEX_FILE  "model.safetensors.index.json"
 #define TORCH_FILE  "pytorch_model.bin"
+
+enum { HASHERS = 8, TENSORS_A_HASHER = 256 };
 
 /* DIR/name on the heap; NULL when out of memory. */
 static char *path_join(const char *dir, const char *name)
@@ -281,11 +284,10 @@ int checkpoint_has(const struct checkpoint *c, const char *name)
     return checkpoint_peek(c, name) != NULL;
 }
 
-void checkpoint_release(const struct checkpoint *c, const struct tensor *t)
+void checkpoint_release(const struct checkpoint *c, const void *at, size_t bytes)
 {
     for (int i = 0; i < c->n_files; i++)
-        if (t >= c->files[i].tensors && t < c->files[i].tensors + c->files[i].n)
-            safetensors_release(&c->files[i], t);
+        safetensors_release(&c->files[i], at, bytes);
 }
 
 static int starts_with(const char *name, const char *prefix)
@@ -350,14 +352,49 @@ static uint64_t hash_tensor(const struct tensor *t)
     return hash_bytes(h, (const char *)t->data + t->bytes - PIECE, PIECE);
 }
 
-/* Summed over tensors, so that how a checkpoint is cut into files does not matter. */
+/* One thread's tensors: every so-manieth. */
+struct hashing {
+    const struct checkpoint *c;
+    size_t first, step;
+    uint64_t sum;
+};
+
+static void *hash_some(void *arg)
+{
+    struct hashing *h = arg;
+    size_t place = 0;
+    for (int i = 0; i < h->c->n_files; i++)
+        for (int j = 0; j < h->c->files[i].n; j++, place++) {
+            const struct tensor *t = &h->c->files[i].tensors[j];
+            if (place % h->step != h->first)
+                continue;
+            h->sum += hash_tensor(t);
+            safetensors_release(&h->c->files[i], t->data, t->bytes);
+        }
+    return NULL;
+}
+
+/* Summed over tensors, so that how a checkpoint is cut into files does not matter, nor who hashes what:
+ * thousands of experts are thousands of waits for a disk. */
 uint64_t checkpoint_fingerprint(const struct checkpoint *c)
 {
+    struct hashing h[HASHERS];
+    pthread_t thread[HASHERS] = {0};
+    const size_t n =
+        count_tensors(c) / TENSORS_A_HASHER < HASHERS - 1 ? count_tensors(c) / TENSORS_A_HASHER : HASHERS - 1;
+    int started[HASHERS] = {0};
     uint64_t sum = 0;
-    for (int i = 0; i < c->n_files; i++)
-        for (int j = 0; j < c->files[i].n; j++) {
-            sum += hash_tensor(&c->files[i].tensors[j]);
-            safetensors_release(&c->files[i], &c->files[i].tensors[j]);
-        }
+    for (size_t i = 0; i <= n; i++) {
+        h[i] = (struct hashing){.c = c, .first = i, .step = n + 1};
+        started[i] = i < n && pthread_create(&thread[i], NULL, hash_some, &h[i]) == 0;
+    }
+    for (size_t i = 0; i <= n; i++)
+        if (!started[i])
+            hash_some(&h[i]);
+    for (size_t i = 0; i <= n; i++) {
+        if (started[i])
+            pthread_join(thread[i], NULL);
+        sum += h[i].sum;
+    }
     return sum;
 }

@@ -33,7 +33,7 @@ int  checkpoint_take_as(struct checkpoint *c, const char *name, const struct che
 int  checkpoint_take(struct checkpoint *c, const char *name, size_t rows, size_t cols, const struct tensor **out);
 int  checkpoint_has(const struct checkpoint *c, const char *name);
 const struct tensor *checkpoint_peek(const struct checkpoint *c, const char *name); /* without taking it; NULL: not there */
-void checkpoint_release(const struct checkpoint *c, const struct tensor *t);
+void checkpoint_release(const struct checkpoint *c, const void *at, size_t bytes); /* as safetensors_release */
 /* ERR_FORMAT when a tensor was never taken, except "*rotary_emb.inv_freq" and what the flags allow. */
 enum checkpoint_spare {
     CHECKPOINT_TIED = 1,  /* "lm_head.weight", of a model whose head is the embedding */

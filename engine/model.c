@@ -1,12 +1,17 @@
 /* model: tensors are fetched, packed into the backend's order and dropped one matrix at a time, so that
- * loading needs the weights once plus the largest matrix, never the whole file beside them. */
+ * loading needs the weights once plus the largest matrix, never the whole file beside them. Threads read the
+ * files ahead of it, in the order that a load of nothing has shown. */
 #include "engine/checkpoint.h"
+#include "engine/clock.h"
 #include "engine/err.h"
 #include "engine/log.h"
 #include "engine/model_build.h"
+#include "engine/model_plan.h"
 #include "kernels/philox.h"
 #include <stdio.h>
 #include <stdlib.h>
+
+enum { READERS = 8, READER_BYTES = 32 << 20 }; /* most of them; one more for so many bytes */
 
 static int fetch(struct build *b, const struct build_matrix *from, struct weight got[BUILD_PARTS_MAX])
 {
@@ -197,14 +202,17 @@ static unsigned spare_of(const struct model_config *c)
     return (c->tied ? CHECKPOINT_TIED : 0u) | (c->llama4 ? CHECKPOINT_VISION : 0u);
 }
 
+/* ahead: NULL, or what a counting backend notes its reads in and any other follows. */
 static int build_from(struct model *m, struct backend *be, const struct model_config *cfg,
-                      struct checkpoint *ckpt, uint64_t seed, const struct model_opts *opts)
+                      struct checkpoint *ckpt, uint64_t seed, const struct model_opts *opts,
+                      struct readahead *ahead)
 {
     struct model new = {.be = be, .cfg = *cfg, .opts = opts ? *opts : (struct model_opts){0}};
     struct build b = {.m = &new};
     weights_init(&b.from, ckpt, seed, be->threads);
     b.from.transposes = be->transposes;
     b.from.counts = be->counts;
+    b.from.ahead = ahead;
     const struct build_forms forms = build_forms(&b);
     int rc = check_opts(&new.opts);
     if (rc == 0)
@@ -217,7 +225,7 @@ static int build_from(struct model *m, struct backend *be, const struct model_co
         rc = load_all(&b);
     if (rc == 0 && ckpt)
         rc = checkpoint_unused(ckpt, spare_of(cfg));
-    if (rc == 0)
+    if (rc == 0 && !(be->counts && ahead))
         log_model(&b, &forms);
     weights_deinit(&b.from);
     free(b.router);
@@ -229,12 +237,53 @@ static int build_from(struct model *m, struct backend *be, const struct model_co
     return rc;
 }
 
+/* What a load will read, in order, by loading for nobody. What is wrong with the checkpoint is found here. */
+static int list_reads(struct readahead *ahead, const struct model_config *cfg, struct checkpoint *ckpt,
+                      const struct model_opts *opts)
+{
+    struct backend counting;
+    struct model m;
+    model_plan_backend(&counting, "cpu");
+    TRY(build_from(&m, &counting, cfg, ckpt, 0, opts, ahead));
+    model_deinit(&m);
+    return 0;
+}
+
+static int readers_of(const struct readahead *ahead, const struct model_opts *opts)
+{
+    const int wanted = opts ? opts->readers : 0, suit = 1 + (int)(ahead->bytes / READER_BYTES);
+    return wanted < 0 ? 0 : wanted > 0 ? wanted : suit < READERS ? suit : READERS;
+}
+
+static int build_ahead(struct model *m, struct backend *be, const struct model_config *cfg,
+                       struct checkpoint *ckpt, const struct model_opts *opts, struct readahead *ahead)
+{
+    const int64_t start = clock_ns();
+    TRY(list_reads(ahead, cfg, ckpt, opts));
+    struct model_load load = {.bytes = ahead->bytes, .readers = readers_of(ahead, opts)};
+    TRY(readahead_start(ahead, load.readers));
+    TRY(build_from(m, be, cfg, ckpt, 0, opts, ahead));
+    const int rc = be->ops->sync(be); /* what is packed is not always packed when enqueued */
+    readahead_stop(ahead, &load.read_seconds);
+    load.seconds = 1e-9 * (double)(clock_ns() - start);
+    if (rc)
+        model_deinit(m);
+    else
+        m->load = load;
+    return rc;
+}
+
 int model_build(struct model *m, struct backend *be, const struct model_config *cfg, struct checkpoint *ckpt,
                 const struct model_opts *opts)
 {
-    TRY(build_from(m, be, cfg, ckpt, 0, opts));
-    m->fingerprint = be->counts ? 0 : checkpoint_fingerprint(ckpt);
-    return 0;
+    struct readahead ahead = {.n = 0};
+    if (be->counts)
+        return build_from(m, be, cfg, ckpt, 0, opts, NULL);
+    const int rc = build_ahead(m, be, cfg, ckpt, opts, &ahead);
+    readahead_deinit(&ahead);
+    if (rc == 0)
+        m->fingerprint = checkpoint_fingerprint(ckpt);
+    return rc;
 }
 
 int model_load(struct model *m, struct backend *be, const char *dir, const struct model_opts *opts)
@@ -286,7 +335,7 @@ static uint64_t synthetic_fingerprint(const struct model_config *c, uint64_t see
 int model_synthetic(struct model *m, struct backend *be, const struct model_config *cfg, uint64_t seed,
                     const struct model_opts *opts)
 {
-    TRY(build_from(m, be, cfg, NULL, seed, opts));
+    TRY(build_from(m, be, cfg, NULL, seed, opts, NULL));
     m->fingerprint = synthetic_fingerprint(cfg, seed);
     if (m->opts.expert_skew != 0) {
         uint32_t word;

@@ -19,6 +19,15 @@ struct model_opts {
     enum model_numbers kv;          /* the cache of keys and values */
     float expert_skew;              /* random weights: of all rows, expert e is the best of about 1 / (1 + e)^skew; see engine/model_router.c */
     struct shard shard;             /* a rank keeps and reads its share alone */
+    int readers;                    /* threads that read the files ahead of the packing; 0: as many as suit them, -1: none */
+};
+
+/* How long model_load took. */
+struct model_load {
+    double seconds;      /* until the last matrix was packed */
+    double read_seconds; /* that the readers spent reading, their mean; 0: there were none */
+    size_t bytes;        /* of the files that were read */
+    int readers;
 };
 
 /* What a rank has of a model: of the attention whole heads (rows of q, k, v, columns of o), of every MLP and expert a run of its
@@ -55,6 +64,7 @@ struct model {
     struct layer *layers;     /* owned [cfg.layers] */
     size_t weight_bytes;      /* what one decoded token reads: every matrix and norm once, top_k experts a layer, the embedding only when tied */
     uint64_t fingerprint;     /* checkpoint_fingerprint */
+    struct model_load load;   /* 0: random weights */
 };
 
 /* 1: this is one rank's share, whose sums and logits are parts. */

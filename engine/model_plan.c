@@ -107,12 +107,18 @@ static void describe(struct model_plan *plan, const struct model *m)
         add_layer(plan, &m->layers[i]);
 }
 
+void model_plan_backend(struct backend *be, const char *device)
+{
+    *be = (struct backend){.ops = &counting, .threads = 1, .counts = 1, .transposes = 1};
+    snprintf(be->device, sizeof be->device, "%s", device);
+}
+
 int model_plan(struct model_plan *plan, const char *device, const char *dir, const struct model_config *shape,
                const struct model_opts *opts)
 {
-    struct backend be = {.ops = &counting, .threads = 1, .counts = 1, .transposes = 1};
+    struct backend be;
     struct model m = {.be = NULL};
-    snprintf(be.device, sizeof be.device, "%s", device);
+    model_plan_backend(&be, device);
     TRY(dir ? model_load(&m, &be, dir, opts) : model_synthetic(&m, &be, shape, 1, opts));
     describe(plan, &m);
     model_deinit(&m);

@@ -20,6 +20,8 @@ struct model_plan {
     size_t kv_cell; /* bytes of a cached position of one sequence */
 };
 
+/* A backend that keeps nothing and counts what it is given, as one of kind `device` would. */
+void model_plan_backend(struct backend *be, const char *device);
 /* device: "cpu" or "cuda", which need not be there. From a directory, or, dir NULL, of random weights of the shape. */
 int  model_plan(struct model_plan *plan, const char *device, const char *dir, const struct model_config *shape,
                 const struct model_opts *opts);

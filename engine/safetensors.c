@@ -301,11 +301,11 @@ const struct tensor *safetensors_find(const struct safetensors *st, const char *
     return st->n ? bsearch(&key, st->tensors, (size_t)st->n, sizeof key, by_name) : NULL;
 }
 
-/* Only whole pages inside the tensor: a neighbour may still need the ones at its edges. */
-void safetensors_release(const struct safetensors *st, const struct tensor *t)
+/* Only whole pages inside the range: a neighbour may still need the ones at its edges. */
+void safetensors_release(const struct safetensors *st, const void *at, size_t bytes)
 {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)t->data;
-    uintptr_t first = (at + page - 1) / page * page, last = (at + t->bytes) / page * page;
-    if (st->map && first < last)
-        madvise((unsigned char *)st->map + (first - (uintptr_t)st->map), last - first, MADV_DONTNEED);
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), start = (uintptr_t)st->map, from = (uintptr_t)at;
+    const uintptr_t first = (from + page - 1) / page * page, last = (from + bytes) / page * page;
+    if (st->map && from >= start && from - start < st->map_bytes && first < last)
+        madvise((unsigned char *)st->map + (first - start), last - first, MADV_DONTNEED);
 }

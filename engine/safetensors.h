@@ -31,6 +31,6 @@ int  safetensors_open(struct safetensors *st, const char *path);
 int  safetensors_parse(struct safetensors *st, const void *bytes, size_t n, const char *what);
 void safetensors_close(struct safetensors *st); /* a zeroed struct is fine */
 const struct tensor *safetensors_find(const struct safetensors *st, const char *name); /* NULL: not there */
-/* Give the pages of a tensor back to the system once it was copied elsewhere. */
-void safetensors_release(const struct safetensors *st, const struct tensor *t);
+/* Give the pages of some of a tensor's data back to the system once it was copied elsewhere; of another file's: nothing. */
+void safetensors_release(const struct safetensors *st, const void *at, size_t bytes);
 #endif

@@ -265,6 +265,29 @@ static int lend_copy(struct weights *from, const struct weight_want *want, const
     return 0;
 }
 
+/* From the first to the last number that is taken, in the file. */
+static struct read_range range_of(const struct weight_want *want, const struct view *v,
+                                  const struct weight *w)
+{
+    const size_t size = dtype_size(dtype_of(w->tensor));
+    const struct span rows = rows_of(want), cols = cols_of(want);
+    if (rows.stored == 0 || cols.stored == 0)
+        return (struct read_range){w->tensor->data, 0};
+    const size_t first = v->start + (size_t)rows.first * v->row_step + (size_t)cols.first * v->col_step;
+    const size_t last =
+        first + (size_t)(rows.stored - 1) * v->row_step + (size_t)(cols.stored - 1) * v->col_step;
+    return (struct read_range){(const char *)w->tensor->data + first * size, (last - first + 1) * size};
+}
+
+static int tell_readers(struct weights *from, const struct read_range *range)
+{
+    if (from->ahead && from->counts)
+        return readahead_note(from->ahead, range->at, range->bytes);
+    if (from->ahead)
+        readahead_next(from->ahead);
+    return 0;
+}
+
 /* w->tensor is taken. */
 static int lend(struct weights *from, const struct weight_want *want, const struct view *v, const char *base,
                 char joint, struct weight *w)
@@ -273,6 +296,8 @@ static int lend(struct weights *from, const struct weight_want *want, const stru
     const struct span rows = rows_of(want), cols = cols_of(want);
     const int padded = rows.all > rows.stored || cols.all > cols.stored;
     const void *numbers = w->tensor->data;
+    w->used = range_of(want, v, w);
+    TRY(tell_readers(from, &w->used));
     w->view =
         (struct matrix_view){v->start + (size_t)rows.first * v->row_step + (size_t)cols.first * v->col_step,
                              v->row_step, v->col_step, cols.first, want->k - cols.first - cols.all};
@@ -383,7 +408,7 @@ int weights_vector(struct weights *from, const char *name, int n, float *out)
     TRY(checkpoint_take(from->ckpt, full, (size_t)n, 0, &t));
     for (int i = 0; i < n; i++)
         out[i] = element(t, (size_t)i);
-    checkpoint_release(from->ckpt, t);
+    checkpoint_release(from->ckpt, t->data, t->bytes);
     return 0;
 }
 
@@ -401,7 +426,7 @@ int weights_scalar(struct weights *from, const char *name, float *out)
 void weights_drop(struct weights *from, struct weight *w)
 {
     if (w->tensor)
-        checkpoint_release(from->ckpt, w->tensor);
+        checkpoint_release(from->ckpt, w->used.at, w->used.bytes);
     buffer_give(from, w->copy, w->copy_bytes);
     free(w->scale);
     *w = (struct weight){0};

@@ -2,6 +2,7 @@
 #ifndef ENGINE_WEIGHTS_H
 #define ENGINE_WEIGHTS_H
 #include "engine/checkpoint.h"
+#include "engine/readahead.h"
 #include "kernels/gemm.h"
 #include "kernels/synthetic.h"
 
@@ -14,6 +15,7 @@ struct weights {
     uint32_t next;           /* random: number of the next tensor */
     int threads;             /* of the host, for copies */
     int counts;              /* nobody looks at the numbers: none are copied */
+    struct readahead *ahead; /* borrowed, or NULL: told of each matrix; a list of them first, where nobody looks at the numbers */
     int transposes;          /* the packer's: transposed numbers are lent as they lie */
     void *spare[WEIGHTS_SPARE]; /* owned: buffers of matrices dropped, for those to come */
     size_t spare_bytes[WEIGHTS_SPARE];
@@ -47,6 +49,7 @@ struct weight {
     struct matrix_part part;
     struct matrix_view view;     /* where its numbers lie in part.data */
     const struct tensor *tensor; /* borrowed from the checkpoint, or NULL */
+    struct read_range used;      /* what of it is read */
     struct synthetic random;     /* what part.data is then */
     struct scaled rounded;       /* what part.data is of FP8 */
     float *scale;                /* owned: of rounded */

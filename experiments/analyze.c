@@ -3,6 +3,7 @@
 #include "experiments/analyze.h"
 #include "engine/err.h"
 #include "engine/log.h"
+#include "experiments/analyze_experts.h"
 #include "experiments/analyze_score.h"
 #include "experiments/commands.h"
 #include "experiments/display.h"
@@ -72,7 +73,7 @@ struct report {
     const struct analyze_opts *opts;
     struct summary summary;
     struct notes notes;
-    struct table results, positions;
+    struct table results, positions, experts;
 };
 
 struct analyze_opts analyze_defaults(void)
@@ -221,8 +222,14 @@ static int print_text(const struct report *r, FILE *out)
         fputc('\n', out);
         TRY(table_print_text(&r->positions, ACCEPTANCE, DISPLAY_WIDTH, out));
     }
+    if (r->experts.n_rows) {
+        fputc('\n', out);
+        TRY(table_print_text(&r->experts, ANALYZE_EXPERTS_VIEW, DISPLAY_WIDTH, out));
+    }
     fputc('\n', out);
     print_legend(r, out);
+    if (r->experts.n_rows)
+        display_paragraph(analyze_experts_legend, 0, DISPLAY_WIDTH, out);
     print_notes(&r->notes, out);
     return 0;
 }
@@ -242,19 +249,23 @@ static json_t *json_notes(const struct notes *n)
 static int print_json(const struct report *r, FILE *out)
 {
     const struct stats_resampling *b = &r->opts->summary.resampling;
-    json_t *results, *positions;
-    TRY(table_json(&r->results, &results));
-    int rc = table_json(&r->positions, &positions);
+    json_t *results = NULL, *positions = NULL, *experts = NULL;
+    int rc = table_json(&r->results, &results);
+    if (!rc)
+        rc = table_json(&r->positions, &positions);
+    if (!rc)
+        rc = table_json(&r->experts, &experts);
     if (rc) {
         json_decref(results);
+        json_decref(positions);
         return rc;
     }
     /* json_pack takes the references over, on failure too. */
     json_t *doc =
-        json_pack("{s:i, s:o, s:{s:s, s:f, s:i, s:I}, s:o, s:o, s:o}", "schema_version", 1, "source",
+        json_pack("{s:i, s:o, s:{s:s, s:f, s:i, s:I}, s:o, s:o, s:o, s:o}", "schema_version", 1, "source",
                   source_json(r->t), "method", "interval", "percentile bootstrap over prompts", "level",
                   b->level, "replicates", b->replicates, "seed", (json_int_t)b->seed, "results", results,
-                  "positions", positions, "notes", json_notes(&r->notes));
+                  "positions", positions, "experts", experts, "notes", json_notes(&r->notes));
     if (!doc || json_dumpf(doc, out, JSON_INDENT(2)))
         rc = ERR_SET(ERR_MEMORY, "%s: cannot write its numbers as JSON", r->t->path);
     json_decref(doc);
@@ -279,6 +290,7 @@ int analyze_trace(const struct trace *t, const struct analyze_opts *opts, FILE *
     else
         table_init(&r.results, result_columns, sizeof result_columns / sizeof *result_columns);
     table_init(&r.positions, position_columns, sizeof position_columns / sizeof *position_columns);
+    table_init(&r.experts, analyze_experts_columns, analyze_experts_n_columns);
     int rc = summary_init(&r.summary, t, &opts->summary);
     if (rc)
         goto out;
@@ -286,12 +298,16 @@ int analyze_trace(const struct trace *t, const struct analyze_opts *opts, FILE *
     if (rc)
         goto out;
     fill_tables(&r);
+    rc = analyze_experts_fill(&r.experts, t);
+    if (rc)
+        goto out;
     rc = print[opts->form](&r, out);
     if (!rc && (fflush(out) || ferror(out)))
         rc = ERR_SET(ERR_IO, "%s: cannot write its tables: %s", t->path, strerror(errno));
 out:
     table_deinit(&r.results);
     table_deinit(&r.positions);
+    table_deinit(&r.experts);
     notes_deinit(&r.notes);
     summary_deinit(&r.summary);
     return rc;

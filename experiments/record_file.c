@@ -10,9 +10,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-enum { CHUNK_TEXT = 4096, CHUNK_GROWING = 32768, CHUNK_COMPACT = 131072, COPY_ROWS = 4096, REASON_MAX = 512 };
+enum {
+    CHUNK_TEXT = 4096,
+    CHUNK_GROWING = 32768,
+    CHUNK_COMPACT = 131072,
+    COPY_ROWS = 4096,
+    REASON_MAX = 512,
+    OPEN_TRIES = 50,
+    OPEN_PAUSE_US = 10000
+};
 
 struct record_file {
     char *path; /* owned */
@@ -350,10 +359,46 @@ static int check_table(struct record_file *f, enum record_table t)
     return rc;
 }
 
+/* What a name stands for. */
+static struct stat look_up(const char *path)
+{
+    struct stat s = {.st_ino = 0};
+    if (stat(path, &s))
+        return (struct stat){.st_ino = 0};
+    return s;
+}
+
+static int same_file(const struct stat *a, const struct stat *b)
+{
+    return a->st_ino == b->st_ino && a->st_dev == b->st_dev && a->st_size == b->st_size &&
+           a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+}
+
+/* HDF5 locks a file a moment after it has opened it. In between a writer may have exchanged it, and append to
+ * it now: then a reader opens what the name stands for by now. */
+static int open_hdf5(struct record_file *f, enum file_mode mode, hid_t access)
+{
+    char why[REASON_MAX];
+    for (int tries = 0;; tries++) {
+        const struct stat before = look_up(f->path);
+        f->id = H5Fopen(f->path, mode == FILE_READ ? H5F_ACC_RDONLY : H5F_ACC_RDWR, access);
+        if (f->id >= 0)
+            return 0;
+        reason(why);
+        const struct stat after = look_up(f->path);
+        const int locked = strcmp(why, strerror(EAGAIN)) == 0;
+        if (mode == FILE_READ && (locked || !same_file(&before, &after)) && tries < OPEN_TRIES)
+            usleep(OPEN_PAUSE_US);
+        else if (locked)
+            FAIL(ERR_IO, "%s: another program has it open for writing; try again when that is done", f->path);
+        else
+            FAIL(ERR_FORMAT, "%s: HDF5 cannot open it: %s", f->path, why);
+    }
+}
+
 int record_file_open(struct record_file **out, const char *path, enum file_mode mode)
 {
     struct record_file *f = NULL;
-    char why[REASON_MAX];
     int rc;
     hid_t access = -1;
     TRY(new_file(&f, path));
@@ -361,11 +406,9 @@ int record_file_open(struct record_file **out, const char *path, enum file_mode 
     if (rc)
         goto out;
     access = file_access();
-    f->id = H5Fopen(path, mode == FILE_READ ? H5F_ACC_RDONLY : H5F_ACC_RDWR, access);
-    if (f->id < 0) {
-        rc = ERR_SET(ERR_FORMAT, "%s: HDF5 cannot open it: %s", path, reason(why));
+    rc = open_hdf5(f, mode, access);
+    if (rc)
         goto out;
-    }
     rc = check_schema(f);
     for (int t = 0; !rc && t < RECORD_TABLES; t++)
         rc = check_table(f, (enum record_table)t);
@@ -453,10 +496,21 @@ int record_file_read(struct record_file *f, enum record_table t, int64_t begin, 
     return rc;
 }
 
+/* Of a file that is older than the attribute; numbers are 0 already. */
+static int read_nothing(const struct record_file *f, const struct field *m, void *value)
+{
+    if (m->kind == FIELD_TEXT && !(*(char **)value = strdup("")))
+        FAIL(ERR_MEMORY, "%s: out of memory while reading attribute '%s'", f->path, m->name);
+    return 0;
+}
+
 static int read_attribute(struct record_file *f, const struct field *m, void *value)
 {
     char why[REASON_MAX];
-    if (H5Aexists(f->id, m->name) <= 0)
+    const int is_there = H5Aexists(f->id, m->name) > 0;
+    if (!is_there && f->schema < m->since)
+        return read_nothing(f, m, value);
+    if (!is_there)
         FAIL(ERR_FORMAT, "%s: expected an attribute '%s', found none", f->path, m->name);
     hid_t attr = H5Aopen(f->id, m->name, H5P_DEFAULT), type = H5Aget_type(attr), space = H5Aget_space(attr);
     hid_t mem = kind_type(m->kind, 0);

@@ -14,7 +14,8 @@ enum file_mode { FILE_READ, FILE_APPEND };
 struct record_file; /* opaque */
 
 int  record_file_create(struct record_file **out, const char *path, const struct trace_meta *meta, enum file_layout layout);
-/* Checks schema and the shape of every data set; what the schema of an older file lacks has no rows, or is 0. A reader is locked out only while a writer has this very file open. */
+/* Checks schema and the shape of every data set; what the schema of an older file lacks has no rows, or is 0. A reader comes in while a run
+ * writes; where another program has the very file open for writing, ERR_IO after half a second. */
 int  record_file_open(struct record_file **out, const char *path, enum file_mode mode);
 /* Reports what earlier writes hid, unless one of them failed already. Accepts NULL, frees in any case. */
 int  record_file_close(struct record_file *f);

@@ -143,15 +143,16 @@ static int run_all(struct run *r)
     for (int i = 0; !rc && i < config_cells(&r->cfg) && stop_requests == 0; i++)
         rc = run_cell(r, i);
     struct record *record = r->record;
+    const int stopped = stop_requests > 0; /* what comes later finds the run done, and says nothing else */
     r->record = NULL;
-    int closed = record_close(record, rc || stop_requests ? "interrupted" : "complete");
+    int closed = record_close(record, rc || stopped ? "interrupted" : "complete");
     if (rc)
         log_warn("run: failed; %s holds what was finished, --resume continues it", r->path);
     TRY(rc);
     TRY(closed);
     TRY(analyze_print(r->path, stdout));
     log_info("run: results in %s", r->path);
-    if (stop_requests)
+    if (stopped)
         FAIL(ERR_STOP, "interrupted: %s holds what was finished; the same command with --resume continues",
              r->path);
     return 0;

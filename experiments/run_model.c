@@ -39,17 +39,31 @@ static int load_ranks(struct run_model *m, const struct config *cfg)
     return ranks_load(m->ranks, &from);
 }
 
+static void log_load(const struct model_load *l)
+{
+    if (l->bytes == 0)
+        return;
+    log_info("model: %.1f MB of the checkpoint loaded in %.2f s, %.2f GB/s", 1e-6 * (double)l->bytes,
+             l->seconds, 1e-9 * (double)l->bytes / l->seconds);
+    if (l->readers > 0)
+        log_info("model: %d thread%s reading ahead for %.2f s of that, the mean", l->readers,
+                 l->readers == 1 ? " was" : "s were", l->read_seconds);
+}
+
 static int open_parts(struct run_model *m, const struct config *cfg)
 {
     int64_t start = clock_ns();
-    TRY(tokenizer_open(&m->tokenizer, cfg->model.path));
-    TRY(chat_open(&m->chat, cfg->model.path, cfg->workload.template, m->tokenizer));
+    if (cfg->model.path[0]) { /* else prompts are token ids */
+        TRY(tokenizer_open(&m->tokenizer, cfg->model.path));
+        TRY(chat_open(&m->chat, cfg->model.path, cfg->workload.template, m->tokenizer));
+    }
     TRY(load_ranks(m, cfg));
     log_info("device: %s", m->be.device);
     log_info("model: ready after %.2f s, %.1f MiB on the device, weights %016llx, template %s",
              1e-9 * (double)(clock_ns() - start), (double)m->be.allocated / (1 << 20),
-             (unsigned long long)m->model.fingerprint, chat_name(m->chat.kind));
-    int ids = tokenizer_vocab_size(m->tokenizer);
+             (unsigned long long)m->model.fingerprint, m->tokenizer ? chat_name(m->chat.kind) : "none");
+    log_load(&m->model.load);
+    int ids = m->tokenizer ? tokenizer_vocab_size(m->tokenizer) : 0;
     if (ids > m->model.cfg.vocab)
         log_warn("model: the tokenizer knows %d ids, the model %d; a prompt with one of the others will fail",
                  ids, m->model.cfg.vocab);
@@ -162,7 +176,10 @@ int run_model_meta(const struct run_model *m, const struct config *cfg, const ch
                               .started = record_meta_now(),
                               .ended = strdup(""),
                               .slice = strdup(slice),
-                              .trace_level = strdup(cfg->trace.level)};
+                              .trace_level = strdup(cfg->trace.level),
+                              .load_bytes = m->model.load.bytes,
+                              .ns_load = (int64_t)(1e9 * m->model.load.seconds),
+                              .ns_read = (int64_t)(1e9 * m->model.load.read_seconds)};
     for (const struct field *f = record_meta_fields; f->name; f++)
         if (f->kind == FIELD_TEXT && !*(char **)(void *)((char *)&meta + f->offset)) {
             trace_meta_deinit(&meta);

@@ -56,6 +56,10 @@ static int read_parts(struct trace *t, struct record_file *f, unsigned parts)
         TRY(read_table(f, t->path, RECORD_NODES, &t->nodes, &t->n_nodes));
     if (parts & TRACE_READ_SCORES)
         TRY(read_table(f, t->path, RECORD_SCORES, &t->scores, &t->n_scores));
+    if (parts & TRACE_READ_EXPERTS) {
+        TRY(read_table(f, t->path, RECORD_STEP_EXPERTS, &t->step_experts, &t->n_step_experts));
+        TRY(read_table(f, t->path, RECORD_NODE_EXPERTS, &t->node_experts, &t->n_node_experts));
+    }
     return 0;
 }
 
@@ -151,6 +155,38 @@ static int check_steps(const struct trace *t, int64_t nodes)
     return 0;
 }
 
+/* What each step says of experts: nothing, or so many layers, and of all rows or none which. */
+static int check_experts(const struct trace *t, int64_t step_experts, int64_t node_experts)
+{
+    for (int64_t i = 0; i < t->n_steps; i++) {
+        const struct trace_step *s = &t->steps[i];
+        const int64_t all = (1 + (int64_t)s->proposed) * s->expert_layers, most = INT32_MAX;
+        if (s->expert_layers < 0 || s->top_k < 0 || (s->top_k == 0) != (s->expert_layers == 0) ||
+            (s->top_k > 0 && all > most / s->top_k) || (s->chosen != 0 && s->chosen != all * s->top_k))
+            FAIL(
+                ERR_FORMAT,
+                "%s: /steps row %lld: expected (1 + proposed) * expert_layers * top_k choices or none, found "
+                "proposed %d, expert_layers %d, top_k %d, chosen %d",
+                t->path, (long long)i, s->proposed, s->expert_layers, s->top_k, s->chosen);
+        if (!within(s->expert_begin, s->expert_layers, step_experts) ||
+            !within(s->chosen_begin, s->chosen, node_experts))
+            FAIL(ERR_FORMAT,
+                 "%s: /steps row %lld: expected rows of /step_experts, which has %lld, and of /node_experts, "
+                 "which has %lld, found %d from %lld on and %d from %lld on",
+                 t->path, (long long)i, (long long)step_experts, (long long)node_experts, s->expert_layers,
+                 (long long)s->expert_begin, s->chosen, (long long)s->chosen_begin);
+    }
+    for (int64_t i = 0; i < t->n_step_experts; i++)
+        if (t->step_experts[i] < 0)
+            FAIL(ERR_FORMAT, "%s: /step_experts row %lld: expected a number of experts, found %d", t->path,
+                 (long long)i, t->step_experts[i]);
+    for (int64_t i = 0; i < t->n_node_experts; i++)
+        if (t->node_experts[i] < 0)
+            FAIL(ERR_FORMAT, "%s: /node_experts row %lld: expected an expert, found %d", t->path,
+                 (long long)i, t->node_experts[i]);
+    return 0;
+}
+
 static int check_nodes(const struct trace *t, int64_t steps)
 {
     for (int64_t i = 0; i < t->n_nodes; i++) {
@@ -232,6 +268,7 @@ static int check_all(const struct trace *t, const struct record_file *f)
     TRY(check_requests(t, f));
     TRY(check_tokens(t));
     TRY(check_steps(t, record_file_rows(f, RECORD_NODES)));
+    TRY(check_experts(t, record_file_rows(f, RECORD_STEP_EXPERTS), record_file_rows(f, RECORD_NODE_EXPERTS)));
     TRY(check_nodes(t, record_file_rows(f, RECORD_STEPS)));
     TRY(check_trees(t));
     TRY(check_scores(t));
@@ -286,5 +323,7 @@ void trace_deinit(struct trace *t)
     free(t->steps);
     free(t->nodes);
     free(t->scores);
+    free(t->step_experts);
+    free(t->node_experts);
     *t = (struct trace){0};
 }

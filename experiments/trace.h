@@ -4,8 +4,9 @@
 #define EXPERIMENTS_TRACE_H
 #include <stdint.h>
 
-/* Schema 2 brought /scores and requests.score_begin. Files of schema 1 are read as files without scores. */
-enum { TRACE_SCHEMA = 2 };
+/* Schema 2 brought /scores and requests.score_begin, schema 3 /step_experts, /node_experts, where steps have theirs, and what loading took. Older files are
+ * read as files without scores and experts. */
+enum { TRACE_SCHEMA = 3 };
 enum { TRACE_SCORED = 100 }; /* finish of an answer that was given, not generated; apart from every enum finish */
 
 /* /arms: one cell of the sweep */
@@ -50,7 +51,12 @@ struct trace_step {
     int32_t pass_rows, pass_seqs;
     int64_t ns_draft, ns_verify, ns_accept, ns_host, ns_total;
     int64_t node_begin;            /* first row of /nodes; `proposed` rows when the trace level has nodes */
-    int32_t experts;               /* distinct experts of the pass, 0 for dense models */
+    int32_t experts;               /* distinct experts of the pass, summed over its layers of experts; 0 for dense models */
+    int32_t expert_layers, top_k;  /* layers of experts; experts of a row in each */
+    int64_t expert_begin;          /* first row of /step_experts, plain int32: distinct experts of each layer */
+    int64_t chosen_begin;          /* first row of /node_experts, plain int32, which with level full holds what the root and the
+                                      nodes chose: (1 + proposed) * expert_layers * top_k ids, a node's together, best first */
+    int32_t chosen;                /* so many rows of it */
 };
 /* /nodes */
 struct trace_node {
@@ -86,6 +92,8 @@ struct trace_meta {
     char *started, *ended;         /* ISO 8601 UTC; ended "" while running */
     char *slice;                   /* "0/1" */
     char *trace_level;
+    uint64_t load_bytes;           /* of the checkpoint that were read; 0: random weights */
+    int64_t ns_load, ns_read;      /* loading it, and of that reading, the mean over the threads that read ahead */
 };
 
 /* A whole result in memory; row numbers are those of the file. Owned. */
@@ -100,7 +108,8 @@ struct trace {
     struct trace_step *steps;
     struct trace_node *nodes;
     struct trace_score *scores;
-    int64_t n_arms, n_prompts, n_requests, n_tokens, n_prompt_tokens, n_steps, n_nodes, n_scores;
+    int32_t *step_experts, *node_experts;
+    int64_t n_arms, n_prompts, n_requests, n_tokens, n_prompt_tokens, n_steps, n_nodes, n_scores, n_step_experts, n_node_experts;
 };
 enum trace_parts {
     TRACE_READ_REQUESTS = 0,
@@ -108,7 +117,8 @@ enum trace_parts {
     TRACE_READ_STEPS = 2,
     TRACE_READ_NODES = 4,
     TRACE_READ_SCORES = 8,
-    TRACE_READ_ALL = 15
+    TRACE_READ_EXPERTS = 16, /* both tables */
+    TRACE_READ_ALL = 31
 };
 
 /* arms, prompts, requests and meta always, the rest by parts. ERR_IO; ERR_FORMAT: not a specbed result, a newer schema, a range

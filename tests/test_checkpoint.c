@@ -93,7 +93,7 @@ START_TEST(a_single_file_lends_its_tensors)
     ck_assert_uint_eq(*(const unsigned char *)t->data, 2);
     ck_assert_int_eq(checkpoint_take(&c, "a", 2, 3, &t), 0);
     ck_assert_uint_eq(*(const unsigned char *)t->data, 1);
-    checkpoint_release(&c, t);
+    checkpoint_release(&c, t->data, t->bytes);
     ck_assert_int_eq(checkpoint_unused(&c, 0), 0);
     checkpoint_close(&c);
     checkpoint_close(&c);

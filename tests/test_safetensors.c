@@ -193,7 +193,7 @@ START_TEST(a_file_is_mapped_and_released_pages_read_the_same_again)
     ck_assert_ptr_nonnull(st.map);
     const struct tensor *t = safetensors_find(&st, "t");
     ck_assert_mem_eq(t->data, bytes + n - data, data);
-    safetensors_release(&st, t);
+    safetensors_release(&st, t->data, t->bytes);
     ck_assert_mem_eq(t->data, bytes + n - data, data);
     safetensors_close(&st);
     unlink(path);

@@ -40,7 +40,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
         check(t->n_dims <= TENSOR_MAX_DIMS && strlen(t->dtype) < sizeof t->dtype);
         bytes += t->bytes;
         sum += touch(t);
-        safetensors_release(&st, t);
+        safetensors_release(&st, t->data, t->bytes);
     }
     check(bytes <= n && sum <= 255 * n);
     safetensors_close(&st);
