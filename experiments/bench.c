@@ -40,15 +40,11 @@ static int open_model(struct bench *b, int cap)
     return 0;
 }
 
-/* What a rank alone needs of forward does not exist yet. */
-static int check_alone(const struct bench *b)
+/* One rank of a larger world: the others are not there, and nobody waits for them. */
+static int join_alone(struct bench *b)
 {
-    if (b->numbers.shard.world > 1)
-        FAIL(ERR_CONFIG,
-             "--shard: expected one rank, found a world of %d: ranks are planned (run --dry-run) but not "
-             "computed with",
-             b->numbers.shard.world);
-    return 0;
+    const struct comm alone = {NULL, b->numbers.shard.rank, b->numbers.shard.world};
+    return alone.world > 1 ? b->tap.be.ops->join(&b->tap.be, &alone, 0) : 0;
 }
 
 static int bench_open(struct bench *b)
@@ -59,7 +55,7 @@ static int bench_open(struct bench *b)
     const struct backend_opts opts = {
         .threads = b->threads, .isa = b->isa, .eager = b->eager, .device = b->index};
     TRY(backend_open(be, b->kind, &opts));
-    TRY(check_alone(b));
+    TRY(join_alone(b));
     TRY(open_model(b, cap));
     TRY(kv_init(&b->kv, be, &b->m, 1, cap));
     const int block = be->prefill_rows > wide ? be->prefill_rows : wide;
