@@ -2,8 +2,9 @@
  * kernel that waits for a rank gives up after the group's patience, or when its host, which polls while it
  * waits, learns that a rank has failed; so nothing here waits for ever.
  *
- * Kernels of other ranks write into an inbox until they leave, so inboxes are freed together by the rank that
- * leaves last. A rank that never leaves (its thread has gone) leaves them to the end of the process. */
+ * Kernels of other ranks write into an inbox, and their hosts into `lost`, until they leave, so both are
+ * freed together by the rank that leaves last. A rank that never leaves (its thread has gone) leaves them to
+ * the end of the process. */
 #include "engine/backend_cuda_group.h"
 #include "engine/backend_cuda.h"
 #include "engine/err.h"
@@ -21,14 +22,13 @@ enum { ASK_EVERY = 64, ONLY_BLOCKS = 96 };
 /* What a rank tells the others. */
 struct card {
     unsigned char *inbox;
+    volatile int *lost; /* pinned; see reduce_way */
     int device;
     atomic_int *here; /* rank 0's: ranks that have not left */
 };
 
 struct cuda_group {
-    struct reduce_way way;
-    unsigned char *inbox; /* owned until here is known, then the group's */
-    int *lost;            /* pinned; see reduce_way */
+    struct reduce_way way; /* its inbox and lost: owned until here is known, then the group's */
     struct card card[COMM_WORLD_MAX];
     atomic_int *here; /* the group's; NULL: nobody else knows the inbox */
 };
@@ -48,20 +48,21 @@ static int make_inbox(struct backend *be, struct cuda_group *g, int world, size_
     const size_t all = reduce_cuda_inbox(world, g->way.room);
     void *inbox = NULL, *state = NULL, *lost = NULL;
     TRY(cuda_check(be, cudaMalloc(&inbox, all), "allocating the inbox of a rank"));
-    g->inbox = g->way.inbox = inbox;
+    g->way.inbox = inbox;
     be->allocated += all;
     TRY(cuda_check(be, cudaMemset(inbox, REDUCE_EMPTY_BYTE, all), "clearing the inbox of a rank"));
     TRY(cuda_alloc(be, sizeof *g->way.state, &state));
-    TRY(cuda_alloc_host(be, sizeof *g->lost, &lost));
     g->way.state = state;
-    g->way.lost = g->lost = lost;
+    TRY(cuda_check(be, cudaMallocHost(&lost, sizeof *g->way.lost), "pinning host memory"));
+    g->way.lost = lost;
+    *g->way.lost = 0;
     return cuda_check(be, cudaDeviceSynchronize(), "clearing the inbox of a rank");
 }
 
 /* A card of every rank in g->card. */
 static int exchange_cards(struct cuda_group *g, const struct comm *c)
 {
-    struct card mine = {.inbox = g->inbox};
+    struct card mine = {.inbox = g->way.inbox, .lost = g->way.lost};
     if (c->rank == 0 && c->group) {
         mine.here = malloc(sizeof *mine.here);
         if (!mine.here)
@@ -167,11 +168,12 @@ int cuda_gather(struct backend *be, const struct gather *a)
                          (struct cuda_launch){"gather", a->rows, a->n, a->each});
 }
 
-static void tell_kernels(struct cuda_group *g)
+/* Of all ranks: the host of another one may stand in a call of the driver until its kernels end. */
+static void stop_kernels(const struct cuda_group *g, int world)
 {
-    volatile int *lost = g->lost;
-    if (lost && *lost == 0)
-        *lost = REDUCE_LOST_HOST;
+    for (int p = 0; g->here && p < world; p++)
+        if (*g->card[p].lost == 0)
+            *g->card[p].lost = REDUCE_LOST_HOST;
 }
 
 cudaError_t cuda_group_wait(struct backend *be)
@@ -185,7 +187,7 @@ cudaError_t cuda_group_wait(struct backend *be)
             return rc;
         cudaGetLastError(); /* that is no error */
         if (i % ASK_EVERY == 0 && comm_failed(&be->comm))
-            tell_kernels(c->group);
+            stop_kernels(c->group, be->comm.world);
         sched_yield();
     }
 }
@@ -195,9 +197,9 @@ int cuda_group_check(struct backend *be)
     struct cuda_group *g = cuda_of(be)->group;
     if (!g)
         return 0;
-    const int rc = comm_check(&be->comm), lost = *(volatile int *)g->lost;
+    const int rc = comm_check(&be->comm), lost = g->way.lost ? *g->way.lost : 0;
     if (rc)
-        tell_kernels(g);
+        stop_kernels(g, be->comm.world);
     if (rc || lost == 0)
         return rc;
     ERR_SET(ERR_DEVICE, "cuda: rank %d of %d waited %g s for rank %d in a reduce or gather on %s",
@@ -208,8 +210,10 @@ int cuda_group_check(struct backend *be)
 
 static void free_inboxes(const struct cuda_group *g, int world)
 {
-    for (int p = 0; p < world; p++)
+    for (int p = 0; p < world; p++) {
         cudaFree(g->card[p].inbox);
+        cudaFreeHost((void *)g->card[p].lost);
+    }
     free(g->here);
 }
 
@@ -220,12 +224,14 @@ void cuda_group_close(struct backend *be)
     if (!g)
         return;
     if (comm_failed(&be->comm))
-        tell_kernels(g);
+        stop_kernels(g, be->comm.world);
     cudaStreamSynchronize(c->stream);
-    if (!g->here)
-        cudaFree(g->inbox);
-    else if (atomic_fetch_sub(g->here, 1) == 1)
+    if (!g->here) {
+        cudaFree(g->way.inbox);
+        cudaFreeHost((void *)g->way.lost);
+    } else if (atomic_fetch_sub(g->here, 1) == 1) {
         free_inboxes(g, be->comm.world);
+    }
     free(g);
     c->group = NULL;
 }
