@@ -114,8 +114,9 @@ int nccl_open(struct nccl **out, const struct comm *c)
     char why[WHY] = "NCCL: another rank does not have it";
     int everywhere = 0;
     *out = NULL;
-    if (c->rank == 0) /* while the others wait below: the environment is not for two threads at once */
+    if (c->rank == 0)
         setenv("NCCL_NVLS_ENABLE", "0", 0);
+    TRY(comm_barrier(c)); /* until then nobody else reads the environment */
     struct nccl *n = calloc(1, sizeof *n);
     const int missing = n ? load(n) : ERR_SET(ERR_MEMORY, "NCCL: out of memory");
     if (missing)
