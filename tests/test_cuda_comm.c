@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { WHY = 1024, ROWS = 64, WIDTH = 5120, NUMBERS = ROWS * WIDTH };
+enum { WHY = 1024, ROWS = 64, WIDTH = 5120, NUMBERS = ROWS * WIDTH, MANY = 256 * WIDTH };
 #define PATIENCE_S 20.0
 #define EPS        1e-5f
 
@@ -28,11 +28,11 @@ struct rank {
     struct comm comm;
     struct backend be;
     const void *arg;
-    int gpus;
+    int gpus, numbers;          /* of its largest part */
     int (*run)(struct rank *r); /* 0, or 1 with why */
     char why[WHY];
     double seconds;                                /* that run took */
-    float *part, *y, *gain, *square, *norm_square; /* device, room for NUMBERS */
+    float *part, *y, *gain, *square, *norm_square; /* device, room for `numbers` */
     void *act, *norm_act, *checksum;
     float *parts[COMM_WORLD_MAX]; /* host: what every rank has */
     float *host, *want;
@@ -82,7 +82,7 @@ static void fill_parts(struct rank *r, int round, int n)
 static int init_rank(struct rank *r)
 {
     struct backend *be = &r->be;
-    const size_t bytes = NUMBERS * sizeof(float);
+    const size_t bytes = (size_t)r->numbers * sizeof(float);
     OK(r,
        backend_open(be, "cuda",
                     &(struct backend_opts){.threads = 1, .isa = "auto", .device = r->comm.rank % r->gpus}));
@@ -130,14 +130,16 @@ static int enough(int gpus)
     return there >= gpus;
 }
 
-static void run_ranks(struct rank *ranks, int world, int gpus, double patience_s, int (*run)(struct rank *r),
-                      const void *arg)
+/* ranks hold what all of them have in common. */
+static void run_ranks(struct rank *ranks, int world, double patience_s)
 {
+    const struct rank all = ranks[0];
     struct comm_group *g = NULL;
     pthread_t thread[COMM_WORLD_MAX];
     ck_assert_int_eq(comm_group_open(&g, world, patience_s), 0);
     for (int p = 0; p < world; p++) {
-        ranks[p] = (struct rank){.comm = comm_of(g, p), .run = run, .arg = arg, .gpus = gpus};
+        ranks[p] = all;
+        ranks[p].comm = comm_of(g, p);
         ck_assert_int_eq(pthread_create(&thread[p], NULL, rank_main, &ranks[p]), 0);
     }
     for (int p = 0; p < world; p++)
@@ -145,12 +147,12 @@ static void run_ranks(struct rank *ranks, int world, int gpus, double patience_s
     comm_group_close(g);
 }
 
-static void run_all(int world, int gpus, int (*run)(struct rank *r), const void *arg)
+static void run_all(int world, int gpus, int numbers, int (*run)(struct rank *r), const void *arg)
 {
-    struct rank ranks[COMM_WORLD_MAX];
+    struct rank ranks[COMM_WORLD_MAX] = {{.run = run, .arg = arg, .gpus = gpus, .numbers = numbers}};
     char why[COMM_WORLD_MAX * (WHY + 32)] = "";
     size_t at = 0;
-    run_ranks(ranks, world, gpus, PATIENCE_S, run, arg);
+    run_ranks(ranks, world, PATIENCE_S);
     for (int p = 0; p < world; p++)
         if (ranks[p].why[0])
             at += (size_t)snprintf(why + at, sizeof why - at, "\nrank %d: %s", p, ranks[p].why);
@@ -210,6 +212,11 @@ static int expect_norm(struct rank *r, const char *what, struct rmsnorm norm)
     OK(r, ops->download(&r->be, r->want, r->norm_act, act));
     OK(r, ops->sync(&r->be));
     const uint16_t *got = (const uint16_t *)r->host, *want = (const uint16_t *)r->want;
+    for (size_t i = 0; norm.bulk && i < (size_t)norm.rows * (size_t)norm.dim; i++)
+        if (got[i] != want[i])
+            return wrong(r, "%s: act %zu is %04x, rmsnorm's is %04x", what, i, got[i], want[i]);
+    if (norm.bulk)
+        return 0;
     for (int row = 0; row < norm.rows; row++)
         for (int i = 0; i < norm.dim; i++) {
             const size_t at = act_at(row, i, norm.dim);
@@ -267,7 +274,7 @@ static int reduce_every_shape(struct rank *r)
 START_TEST(a_sum_has_the_bits_of_the_reference_and_its_norm_those_of_rmsnorm)
 {
     if (enough(worlds[_i].gpus))
-        run_all(worlds[_i].world, worlds[_i].gpus, reduce_every_shape, NULL);
+        run_all(worlds[_i].world, worlds[_i].gpus, NUMBERS, reduce_every_shape, NULL);
 }
 END_TEST
 
@@ -310,7 +317,112 @@ static int gather_every_shape(struct rank *r)
 START_TEST(columns_of_all_ranks_come_together_in_every_rank)
 {
     if (enough(worlds[_i].gpus))
-        run_all(worlds[_i].world, worlds[_i].gpus, gather_every_shape, NULL);
+        run_all(worlds[_i].world, worlds[_i].gpus, NUMBERS, gather_every_shape, NULL);
+}
+END_TEST
+
+/* ---- large ---- */
+
+static int gather_in_pieces(struct rank *r, int rows, int each)
+{
+    struct backend *be = &r->be;
+    const int world = r->comm.world, rank = r->comm.rank, n = world * each - 3,
+              mine = rank < world - 1 ? each : each - 3;
+    const size_t bytes = (size_t)rows * (size_t)n * sizeof(float);
+    void *whole = NULL;
+    float *host = malloc(bytes);
+    fill_parts(r, 1, rows * each);
+    OK(r, host == NULL);
+    OK(r, be->ops->alloc(be, bytes, &whole));
+    const struct gather a = {.part = r->part, .whole = whole, .rows = rows, .n = n, .each = each};
+    OK(r, be->ops->upload(be, r->part, r->parts[rank], (size_t)rows * (size_t)mine * sizeof(float)));
+    OK(r, be->ops->gather(be, &a));
+    OK(r, be->ops->download(be, host, whole, bytes));
+    OK(r, be->ops->sync(be));
+    for (int i = 0; i < rows * n; i++) {
+        const int row = i / n, p = i % n / each, column = i % n % each,
+                  theirs = p < world - 1 ? each : each - 3;
+        if (!same(host[i], r->parts[p][row * theirs + column]))
+            return wrong(r, "gather of %d x %d: row %d column %d is %a, expected %a", rows, n, row, i % n,
+                         (double)host[i], (double)r->parts[p][row * theirs + column]);
+    }
+    free(host);
+    return 0;
+}
+
+/* More than the room of an inbox. */
+static int reduce_in_pieces(struct rank *r)
+{
+    static const struct shape shapes[] = {{256, 5120}, {300, 4099}};
+    int round = 0;
+    for (int i = 0; i < 2; i++)
+        for (int wire = WIRE_F32; wire <= WIRE_BF16; wire++)
+            for (int path = REDUCE_ONE_SHOT; path <= REDUCE_TWO_SHOT; path++)
+                if (reduce_once(r, shapes[i], (enum wire)wire, (enum reduce_path)path, round++))
+                    return 1;
+    return gather_in_pieces(r, 64, 20000);
+}
+
+START_TEST(a_large_part_goes_in_pieces)
+{
+    if (enough(worlds[_i].gpus))
+        run_all(worlds[_i].world, worlds[_i].gpus, MANY, reduce_in_pieces, NULL);
+}
+END_TEST
+
+/* Any order of world terms rounds world - 1 times, each time at most 2^-24 of the terms' sizes together; two
+ * orders differ by twice that, and the old y is added once more. */
+static int library_within_bound(struct rank *r, struct shape s)
+{
+    struct backend *be = &r->be;
+    const int n = s.rows * s.n, world = r->comm.world;
+    const struct reduce a = reduce_of(r, s, WIRE_F32, REDUCE_LIBRARY);
+    double worst = 0;
+    fill_parts(r, s.rows, n);
+    memset(r->want, 0, (size_t)n * sizeof(float));
+    OK(r, be->ops->upload(be, r->y, r->want, (size_t)n * sizeof(float)));
+    OK(r, be->ops->upload(be, r->part, r->parts[r->comm.rank], (size_t)n * sizeof(float)));
+    const int rc = be->ops->reduce(be, &a);
+    if (rc == ERR_CONFIG) {
+        if (r->comm.rank == 0)
+            printf("skipped: %s\n", err_text());
+        return 0;
+    }
+    OK(r, rc);
+    OK(r, be->ops->download(be, r->host, r->y, (size_t)n * sizeof(float)));
+    OK(r, be->ops->sync(be));
+    struct reduce ref = a;
+    ref.y = r->want;
+    reduce_sum(&ref, (const float *const *)r->parts, world);
+    for (int i = 0; i < n; i++) {
+        double size = 0;
+        for (int p = 0; p < world; p++)
+            size += fabs((double)r->parts[p][i]);
+        const double share =
+            fabs((double)r->host[i] - (double)r->want[i]) / (2 * world * 0x1p-24 * size + 1e-44);
+        worst = fmax(worst, share);
+        if (!(share <= 1))
+            return wrong(r, "NCCL: %d rows of %d: number %d is %a, expected %a: %.2f of the bound", s.rows,
+                         s.n, i, (double)r->host[i], (double)r->want[i], share);
+    }
+    if (r->comm.rank == 0)
+        printf("NCCL, %d rows of %d: %.1f %% of the bound\n", s.rows, s.n, 100 * worst);
+    return expect_norm(r, "behind NCCL", a.norm);
+}
+
+static int library_shapes(struct rank *r)
+{
+    static const struct shape shapes[] = {{4, 5120}, {64, 5120}, {256, 5120}, {300, 4099}};
+    for (int i = 0; i < 4; i++)
+        if (library_within_bound(r, shapes[i]))
+            return 1;
+    return 0;
+}
+
+START_TEST(the_library_s_sum_is_ours_but_for_its_order)
+{
+    if (enough(2))
+        run_all(2, 2, MANY, library_shapes, NULL);
 }
 END_TEST
 
@@ -387,7 +499,7 @@ START_TEST(a_recorded_pass_reduces_what_is_there_when_it_is_replayed)
     static const enum wire wires[] = {WIRE_F32, WIRE_BF16};
     const int w = _i / 2;
     if (enough(worlds[w].gpus))
-        run_all(worlds[w].world, worlds[w].gpus, replay_many, &wires[_i % 2]);
+        run_all(worlds[w].world, worlds[w].gpus, NUMBERS, replay_many, &wires[_i % 2]);
 }
 END_TEST
 
@@ -416,7 +528,7 @@ static int hurry_and_dawdle(struct rank *r)
 START_TEST(ranks_that_come_early_or_late_get_the_same_bits)
 {
     if (enough(worlds[_i].gpus))
-        run_all(worlds[_i].world, worlds[_i].gpus, hurry_and_dawdle, NULL);
+        run_all(worlds[_i].world, worlds[_i].gpus, NUMBERS, hurry_and_dawdle, NULL);
 }
 END_TEST
 
@@ -430,7 +542,7 @@ static int everything(struct rank *r)
 START_TEST(a_rank_alone_sums_and_gathers_its_own_part)
 {
     static const struct comm places[] = {{NULL, 0, 8}, {NULL, 7, 8}, {NULL, 1, 2}, {NULL, 2, 4}};
-    struct rank r = {.comm = places[_i], .run = everything, .gpus = 1};
+    struct rank r = {.comm = places[_i], .run = everything, .gpus = 1, .numbers = NUMBERS};
     rank_main(&r);
     ck_assert_msg(!r.why[0], "rank %d of %d alone: %s", r.comm.rank, r.comm.world, r.why);
 }
@@ -469,8 +581,9 @@ static int lose_the_last(struct rank *r)
 
 static void check_loss(int world, int gpus, int how)
 {
-    struct rank ranks[COMM_WORLD_MAX];
-    run_ranks(ranks, world, gpus, how == SAYS_SO ? 3600 : 1, lose_the_last, &how);
+    struct rank ranks[COMM_WORLD_MAX] = {
+        {.run = lose_the_last, .arg = &how, .gpus = gpus, .numbers = NUMBERS}};
+    run_ranks(ranks, world, how == SAYS_SO ? 3600 : 1);
     for (int p = 0; p < world; p++) {
         ck_assert_msg(!ranks[p].why[0], "world %d on %d GPUs, %s: rank %d: %s", world, gpus,
                       how == SAYS_SO ? "says so" : "silent", p, ranks[p].why);
@@ -498,6 +611,8 @@ int main(void)
     TCase *t = tcase_create("ranks");
     tcase_add_loop_test(t, a_sum_has_the_bits_of_the_reference_and_its_norm_those_of_rmsnorm, 0, WORLDS);
     tcase_add_loop_test(t, columns_of_all_ranks_come_together_in_every_rank, 0, WORLDS);
+    tcase_add_loop_test(t, a_large_part_goes_in_pieces, 0, WORLDS);
+    tcase_add_test(t, the_library_s_sum_is_ours_but_for_its_order);
     tcase_add_loop_test(t, a_rank_alone_sums_and_gathers_its_own_part, 0, 4);
     tcase_add_loop_test(t, a_recorded_pass_reduces_what_is_there_when_it_is_replayed, 0, 2 * WORLDS);
     tcase_add_loop_test(t, ranks_that_come_early_or_late_get_the_same_bits, 0, WORLDS);
