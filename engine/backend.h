@@ -79,9 +79,9 @@ struct backend_ops {
     int  (*moe)(struct backend *be, const struct moe *a);
     int  (*kv_move)(struct backend *be, const struct kv_move *a);
     int  (*logits)(struct backend *be, const struct logits *a);
-    /* Make this backend a rank of c's group, before it computes anything: every rank calls it, each from its own thread, and no reduce or gather
-     * that follows has a part of more than `bytes`. From then on sync and poll also report the failure of another rank, within c's patience.
-     * Without it the backend is the only rank: reduce and gather copy. */
+    /* Make this backend a rank of c's group, with room for parts of so many bytes (struct reduce, struct gather); every rank calls it, each from
+     * its own thread, while nothing is under way, and again with c = &be->comm when parts grow (fewer bytes change nothing). From then on sync
+     * and poll also report the failure of another rank, within c's patience. */
     int  (*join)(struct backend *be, const struct comm *c, size_t bytes);
     int  (*reduce)(struct backend *be, const struct reduce *a);
     int  (*gather)(struct backend *be, const struct gather *a);

@@ -51,6 +51,9 @@ int cuda_pass_end(struct backend *be, int error)
     TRY(cuda_check(be, rc, "recording a pass"));
     be->launches = c->launches_before + nodes; /* an operation may be several */
     c->graphs[c->n_graphs++] = new;
+    if (be->comm.world >
+        1) /* making a graph may wait for the device, so no rank may wait in one before all have theirs */
+        TRY(comm_barrier(&be->comm));
     TRY(cuda_check(be, cudaGraphLaunch(new.exec, c->stream), "launching a recorded pass"));
     return 0;
 }
@@ -63,6 +66,12 @@ void cuda_pass_forget(struct backend *be, const void *owner)
             cudaGraphExecDestroy(c->graphs[i].exec);
             c->graphs[i] = c->graphs[--c->n_graphs];
         }
+}
+
+void cuda_close_graphs(struct cuda *c)
+{
+    while (c->n_graphs > 0)
+        cudaGraphExecDestroy(c->graphs[--c->n_graphs].exec);
 }
 
 int cuda_mark(struct backend *be, int i)

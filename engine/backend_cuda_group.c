@@ -50,10 +50,15 @@ static const struct reduce_way *way_of(const struct backend *be)
     return g ? &g->way : &only;
 }
 
-static int make_inbox(struct backend *be, struct cuda_group *g, int world, size_t bytes)
+static size_t room_for(size_t bytes)
 {
     const size_t some = bytes < ROOM_MAX ? bytes : ROOM_MAX;
-    g->way.room = (some + 63) / 64 * 64 + 64;
+    return (some + 63) / 64 * 64 + 64;
+}
+
+static int make_inbox(struct backend *be, struct cuda_group *g, int world, size_t bytes)
+{
+    g->way.room = room_for(bytes);
     const size_t all = reduce_cuda_inbox(world, g->way.room);
     void *inbox = NULL, *state = NULL, *lost = NULL;
     TRY(cuda_check(be, cudaMalloc(&inbox, all), "allocating the inbox of a rank"));
@@ -173,17 +178,36 @@ static int join(struct backend *be, struct cuda_group *g, const struct comm *c, 
     return comm_barrier(c);
 }
 
+/* Parts that have grown need another inbox in every rank. Recorded passes know the way to the old ones. */
+static int leave(struct backend *be)
+{
+    struct cuda *c = cuda_of(be);
+    if (!c->group)
+        return 0;
+    TRY(cuda_check(be, cuda_group_wait(be), "leaving a group"));
+    cuda_close_graphs(c);
+    cuda_group_close(be);
+    return 0;
+}
+
+static int join_anew(struct backend *be, const struct comm *c, size_t bytes)
+{
+    struct cuda_group *g = NULL;
+    TRY(leave(be));
+    g = cuda_of(be)->group = calloc(1, sizeof *g);
+    if (!g)
+        FAIL(ERR_MEMORY, "cuda backend: out of memory for a group of %d ranks", c->world);
+    return join(be, g, c, bytes);
+}
+
 /* A rank that cannot join says so, so that the others need not wait for it. */
 int cuda_join(struct backend *be, const struct comm *c, size_t bytes)
 {
-    struct cuda *cuda = cuda_of(be);
+    const struct cuda_group *g = cuda_of(be)->group;
     be->comm = *c;
-    if (c->world == 1)
+    if (c->world == 1 || (g && room_for(bytes) <= g->way.room))
         return comm_barrier(c);
-    cuda->group = calloc(1, sizeof *cuda->group);
-    const int rc = cuda->group
-                       ? join(be, cuda->group, c, bytes)
-                       : ERR_SET(ERR_MEMORY, "cuda backend: out of memory for a group of %d ranks", c->world);
+    const int rc = join_anew(be, c, bytes);
     if (rc)
         comm_fail(c);
     return rc;
@@ -323,12 +347,15 @@ void cuda_group_close(struct backend *be)
     if (!g)
         return;
     nccl_close(g->nccl);
+    be->allocated -= g->way.inbox ? reduce_cuda_inbox(g->way.world, g->way.room) : 0;
     if (!g->here) {
         cudaFree(g->way.inbox);
         cudaFreeHost((void *)g->way.lost);
     } else if (atomic_fetch_sub(g->here, 1) == 1) {
-        free_inboxes(g, be->comm.world);
+        free_inboxes(g, g->way.world);
     }
+    cuda_release(be, g->way.state);
+    cuda_release(be, g->sum);
     free(g);
     c->group = NULL;
 }

@@ -76,7 +76,8 @@ static int alloc_experts(struct forward *f)
         return 0;
     TRY(alloc_floats(be, rows, (size_t)c->experts, &s->router));
     TRY(alloc_floats(be, chosen, 1, &s->score));
-    TRY(alloc_bytes(be, be->ops->moe_bytes(be, f->max_rows, c->hidden, c->ffn, c->experts, c->top_k),
+    TRY(alloc_bytes(be,
+                    be->ops->moe_bytes(be, f->max_rows, c->hidden, f->model->part.ffn, c->experts, c->top_k),
                     &s->moe));
     TRY(be->ops->alloc(be, layers * chosen * sizeof *f->experts, &experts));
     f->experts = experts;
@@ -93,21 +94,24 @@ static int alloc_activations(struct forward *f)
     const struct backend_ops *ops = be->ops;
     const struct model_config *c = &f->model->cfg;
     const size_t rows = (size_t)f->max_rows;
-    const int q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+    const struct model_part *p = &f->model->part;
+    const int q = p->heads * c->head_dim, kv = p->kv_heads * c->head_dim;
     TRY(alloc_floats(be, rows, (size_t)c->hidden, &s->x));
     TRY(alloc_floats(be, rows, (size_t)q + 2 * (size_t)kv, &s->qkv));
     TRY(alloc_floats(be, rows, (size_t)c->head_dim, &s->cos_sin));
     TRY(ops->alloc(be, ops->act_bytes(be, f->max_rows, c->hidden), &s->h));
     TRY(ops->alloc(be, ops->act_bytes(be, f->max_rows, q), &s->attended));
-    TRY(ops->alloc(be, ops->act_bytes(be, f->max_rows, max_int(c->ffn, c->ffn_dense)), &s->ffn));
+    TRY(ops->alloc(be, ops->act_bytes(be, f->max_rows, max_int(p->ffn, p->ffn_dense)), &s->ffn));
     TRY(alloc_floats(be, rows, ((size_t)c->hidden + 15) / 16, &s->square));
     TRY(alloc_floats(be, rows, 1, &s->row_scale));
     TRY(alloc_bytes(be, gemm_bytes(f), &s->gemm));
     if (c->temperature_scale != 0)
         TRY(alloc_floats(be, rows, 1, &s->temperature));
+    if (model_is_part(f->model))
+        TRY(alloc_floats(be, rows, (size_t)c->hidden, &s->part));
     TRY(alloc_experts(f));
     return alloc_bytes(be,
-                       ops->attention_bytes(be, f->max_rows, c->heads, c->kv_heads, c->head_dim, f->kv->cap),
+                       ops->attention_bytes(be, f->max_rows, p->heads, p->kv_heads, c->head_dim, f->kv->cap),
                        &s->attention);
 }
 
@@ -118,6 +122,8 @@ static int alloc_logits(struct forward *f)
     const size_t rows = (size_t)f->max_logit_rows, vocab = (size_t)f->model->cfg.vocab;
     void *stats = NULL;
     TRY(alloc_floats(be, rows, vocab, &f->logits));
+    if (model_is_part(f->model))
+        TRY(alloc_floats(be, rows, (size_t)f->model->part.vocab, &s->part_logits));
     TRY(be->ops->alloc(be, rows * sizeof *f->stats, &stats));
     f->stats = stats;
     if (!be->host_reads) {
@@ -159,6 +165,18 @@ static int alloc_plan(struct forward *f)
     return 0;
 }
 
+/* Room for the largest part that this rank will send. Last of all: a rank that waits for sums may keep a
+ * device busy that another wants memory of, so no rank leaves here before all have theirs. */
+static int join_group(const struct forward *f)
+{
+    const struct model *m = f->model;
+    const size_t sums = (size_t)f->max_rows * (size_t)m->cfg.hidden,
+                 logits = (size_t)f->max_logit_rows * (size_t)m->part.vocab_each;
+    if (!model_is_part(m))
+        return 0;
+    return m->be->ops->join(m->be, &m->be->comm, max_size(sums, logits) * sizeof(float));
+}
+
 int forward_init(struct forward *f, struct model *m, struct kv *kv, int max_rows, int max_logit_rows)
 {
     struct forward new = {.model = m, .kv = kv, .max_rows = max_rows, .max_logit_rows = max_logit_rows};
@@ -174,6 +192,8 @@ int forward_init(struct forward *f, struct model *m, struct kv *kv, int max_rows
     if (rc == 0)
         rc = alloc_logits(&new);
     if (rc == 0)
+        rc = join_group(&new);
+    if (rc == 0)
         *f = new;
     else
         forward_deinit(&new);
@@ -185,10 +205,11 @@ void forward_deinit(struct forward *f)
     struct forward_scratch *s = f->scratch;
     if (s) {
         struct backend *be = f->model->be;
-        void *const lent[] = {
-            s->device,    s->x,         s->h,      s->qkv,    s->attended, s->ffn,          s->cos_sin,
-            s->gemm,      s->attention, f->logits, s->square, f->stats,    s->copy_logits,  s->copy_stats,
-            s->row_scale, s->moe,       s->router, s->score,  f->experts,  s->copy_experts, s->temperature};
+        void *const lent[] = {s->device,      s->x,       s->h,           s->qkv,        s->attended,
+                              s->ffn,         s->cos_sin, s->gemm,        s->attention,  f->logits,
+                              s->square,      f->stats,   s->copy_logits, s->copy_stats, s->row_scale,
+                              s->moe,         s->router,  s->score,       f->experts,    s->copy_experts,
+                              s->temperature, s->part,    s->part_logits};
         be->ops->pass_forget(be, s);
         for (size_t i = 0; i < sizeof lent / sizeof *lent; i++)
             be->ops->release(be, lent[i]);

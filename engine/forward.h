@@ -42,7 +42,8 @@ enum forward_flags {
     FORWARD_BULK = 4      /* without LOGITS: see kernels/types.h; forward_run finds it out itself */
 };
 
-/* Sized once: nothing is allocated in forward_run. max_rows bounds any pass, max_logit_rows those with logits. */
+/* Sized once: nothing is allocated in forward_run. max_rows bounds any pass, max_logit_rows those with logits. Of a rank's share of a model:
+ * the ranks call this, and run passes, together (engine/ranks.h). */
 int  forward_init(struct forward *f, struct model *m, struct kv *kv, int max_rows, int max_logit_rows);
 void forward_deinit(struct forward *f); /* a zeroed struct is fine */
 

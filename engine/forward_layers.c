@@ -58,14 +58,32 @@ static int round_input(const struct forward *f, struct gemm *a, void *x)
     return f->model->be->ops->quantise(f->model->be, &q);
 }
 
+/* x += what all ranks have in `part`, and the norm behind it. */
+static int run_reduce(const struct forward *f, const struct rmsnorm *norm)
+{
+    const struct reduce a = {.part = f->scratch->part,
+                             .y = f->scratch->x,
+                             .norm = *norm,
+                             .rows = f->rows.n,
+                             .n = f->model->cfg.hidden,
+                             .wire = WIRE_F32};
+    return f->model->be->ops->reduce(f->model->be, &a);
+}
+
 /* x += W y, and the norm that `next` multiplies. */
 static int run_residual(const struct forward *f, const struct matrix *w, void *y, const float *gain,
                         const struct matrix *next)
 {
+    const struct backend_ops *ops = f->model->be->ops;
     struct residual a = {.product = product(f, w, y, f->scratch->x), .norm = norm_for(f, gain, next)};
-    a.product.accumulate = 1;
     TRY(round_input(f, &a.product, y));
-    return f->model->be->ops->residual(f->model->be, &a);
+    if (!model_is_part(f->model)) {
+        a.product.accumulate = 1;
+        return ops->residual(f->model->be, &a);
+    }
+    a.product.y = f->scratch->part;
+    TRY(ops->gemm(f->model->be, &a.product));
+    return run_reduce(f, &a.norm);
 }
 
 /* q, k, v of norm(x), rotated; keys and values go to their cells. */
@@ -80,7 +98,7 @@ static int run_cache(const struct forward *f, int layer)
                              .qkv = s->qkv,
                              .cos_sin = s->cos_sin,
                              .kv = f->kv->layers[layer],
-                             .heads = c->heads,
+                             .heads = f->model->part.heads,
                              .threads = f->model->be->threads,
                              .rotate = !nope,
                              .qk_norm = c->qk_norm && !nope ? c->rms_eps : 0,
@@ -100,7 +118,7 @@ static int run_attention(const struct forward *f, int layer, int reach)
                                         .kv = f->kv->layers[layer],
                                         .y = s->attended,
                                         .scratch = s->attention,
-                                        .heads = c->heads,
+                                        .heads = f->model->part.heads,
                                         .threads = f->model->be->threads,
                                         .reach = reach,
                                         .bulk = s->bulk,
@@ -132,6 +150,7 @@ static int run_moe(const struct forward *f, int layer, int *expert)
     const struct model *m = f->model;
     const struct layer *l = &m->layers[layer];
     const struct after after = after_layer(m, layer);
+    const int partial = model_is_part(m);
     const struct route route = {.product = product_of_norm(f, &l->router, s->router),
                                 .slot = f->rows.slot,
                                 .expert = expert,
@@ -143,7 +162,7 @@ static int run_moe(const struct forward *f, int layer, int *expert)
                             .down = l->expert_down,
                             .x = s->h,
                             .square = s->square,
-                            .y = s->x,
+                            .y = partial ? s->part : s->x,
                             .expert = expert,
                             .score = s->score,
                             .norm = norm_for(f, after.gain, after.next),
@@ -153,11 +172,13 @@ static int run_moe(const struct forward *f, int layer, int *expert)
                             .threads = m->be->threads,
                             .round = m->opts.activations == MODEL_FP8,
                             .bulk = s->bulk,
+                            .partial = partial,
                             .eps = m->cfg.rms_eps,
                             .gemm = s->gemm,
                             .scratch = s->moe};
     TRY(m->be->ops->route(m->be, &route));
-    return m->be->ops->moe(m->be, &moe);
+    TRY(m->be->ops->moe(m->be, &moe));
+    return partial ? run_reduce(f, &moe.norm) : 0;
 }
 
 /* x += down(swiglu(norm(x))), and the norm that comes after this layer. */
@@ -177,7 +198,13 @@ static int run_ffn(const struct forward *f, int layer)
 static int run_head(const struct forward *f, unsigned flags)
 {
     struct model *m = f->model;
-    const struct gemm head = product_of_norm(f, &m->head, f->logits);
+    const int partial = model_is_part(m);
+    const struct gemm head = product_of_norm(f, &m->head, partial ? f->scratch->part_logits : f->logits);
+    const struct gather gather = {.part = f->scratch->part_logits,
+                                  .whole = f->logits,
+                                  .rows = f->rows.n,
+                                  .n = m->cfg.vocab,
+                                  .each = m->part.vocab_each};
     const struct logits stats = {.logits = f->logits,
                                  .out = f->stats,
                                  .rows = f->rows.n,
@@ -185,6 +212,8 @@ static int run_head(const struct forward *f, unsigned flags)
                                  .threads = m->be->threads,
                                  .with_entropy = (flags & FORWARD_ENTROPY) != 0};
     TRY(m->be->ops->gemm(m->be, &head));
+    if (partial)
+        TRY(m->be->ops->gather(m->be, &gather));
     return m->be->ops->logits(m->be, &stats);
 }
 

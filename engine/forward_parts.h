@@ -18,6 +18,8 @@ struct forward_scratch {
                                  head_dim], [max_rows, ffn] */
     float *square;            /* backend, of the stream's norm, see struct normed */
     float *row_scale;         /* backend [max_rows], of the act quantised last */
+    float *part;              /* backend [max_rows, hidden], a rank's term of what the stream gets; NULL: the model is whole here */
+    float *part_logits;       /* likewise [max_logit_rows, part.vocab] */
     float *gemm, *attention, *moe; /* backend, the kernels' own scratch */
     float *temperature;    /* backend [max_rows], of the queries of NoPE layers; NULL: there is none */
     float *router, *score; /* backend [max_rows, experts], [max_rows, top_k] of one layer of experts */

@@ -55,7 +55,8 @@ int head_pass_init(struct head_pass *p, struct head *h, int slots, int cap, int 
     const struct head_config *c = &h->cfg;
     const struct model shape = {
         .be = h->be,
-        .cfg = {.layers = 1, .heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim}};
+        .cfg = {.layers = 1, .heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim},
+        .part = {.kv_heads = c->kv_heads}};
     *p = (struct head_pass){.head = h, .max_rows = max_rows, .max_path = max_depth};
     int rc = kv_init(&p->kv, h->be, &shape, slots, cap);
     if (rc == 0)

@@ -21,9 +21,9 @@ static int check_room(const struct kv *kv)
          room / (kv->bytes / cap) / KV_BLOCK * KV_BLOCK, cap, room / (kv->bytes / slots), slots);
 }
 
-static int alloc_layers(struct kv *kv, const struct model_config *cfg, enum kv_form form)
+static int alloc_layers(struct kv *kv, int kv_heads, int head_dim, enum kv_form form)
 {
-    const size_t width = (size_t)cfg->kv_heads * (size_t)cfg->head_dim;
+    const size_t width = (size_t)kv_heads * (size_t)head_dim;
     size_t bytes;
     if (__builtin_mul_overflow((size_t)kv->slots * (size_t)kv->cap,
                                width * kv->be->ops->kv_bytes(kv->be, form), &bytes) ||
@@ -33,11 +33,8 @@ static int alloc_layers(struct kv *kv, const struct model_config *cfg, enum kv_f
     TRY(check_room(kv));
     for (int i = 0; i < kv->n_layers; i++) {
         struct kv_layer *l = &kv->layers[i];
-        *l = (struct kv_layer){.form = form,
-                               .slots = kv->slots,
-                               .kv_heads = cfg->kv_heads,
-                               .head_dim = cfg->head_dim,
-                               .cap = kv->cap};
+        *l = (struct kv_layer){
+            .form = form, .slots = kv->slots, .kv_heads = kv_heads, .head_dim = head_dim, .cap = kv->cap};
         TRY(kv->be->ops->alloc(kv->be, bytes, &l->k));
         TRY(kv->be->ops->alloc(kv->be, bytes, &l->v));
     }
@@ -61,7 +58,7 @@ int kv_init(struct kv *kv, struct backend *be, const struct model *m, int slots,
         rc = ERR_SET(ERR_MEMORY, "kv: out of memory for the books of %d slots of %d cells", slots, new.cap);
         goto out;
     }
-    rc = alloc_layers(&new, &m->cfg, m->opts.kv == MODEL_FP8 ? KV_FP8 : KV_WIDE);
+    rc = alloc_layers(&new, m->part.kv_heads, m->cfg.head_dim, m->opts.kv == MODEL_FP8 ? KV_FP8 : KV_WIDE);
     if (rc) {
         err_context("kv: %d slots of %d cells, %zu bytes", slots, new.cap, new.bytes);
         goto out;

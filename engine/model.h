@@ -26,7 +26,7 @@ struct model_opts {
  * numbers are those of the whole model: what the ranks have, put together, is what a world of 1 has, bit for bit. */
 struct model_part {
     int heads, kv_heads;
-    int vocab, vocab_first; /* rows of the head: [vocab_first, vocab_first + vocab); a multiple of 16 but on the last rank */
+    int vocab, vocab_first, vocab_each; /* rows of the head: [vocab_first, vocab_first + vocab); vocab_each of every rank but the last, in 16s */
     int ffn, ffn_dense;     /* widths, as in model_config; past ffn / world there may be zeros, up to a multiple of 16 */
 };
 /* ERR_CONFIG: a world that does not divide the model; the message has the numbers, and the worlds that do. */
@@ -56,6 +56,12 @@ struct model {
     size_t weight_bytes;      /* what one decoded token reads: every matrix and norm once, top_k experts a layer, the embedding only when tied */
     uint64_t fingerprint;     /* checkpoint_fingerprint */
 };
+
+/* 1: this is one rank's share, whose sums and logits are parts. */
+static inline int model_is_part(const struct model *m)
+{
+    return m->opts.shard.world > 1;
+}
 
 /* From a Hugging Face directory. Tensor names: model-formats A.8, B.1, C. Numbers stored in FP8 keep their scales; what they multiply is
  * rounded only where opts say so, per token, and not by a calibrated input_scale. Errors: those of config and checkpoint, ERR_MEMORY. */

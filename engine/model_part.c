@@ -56,7 +56,7 @@ int model_part_of(struct model_part *part, const struct model_config *c, struct 
         FAIL(ERR_CONFIG, "rank %d: expected a rank from 0 to %d, the last of a world of %d", shard.rank,
              world - 1, world);
     if (world == 1) {
-        *part = (struct model_part){c->heads, c->kv_heads, c->vocab, 0, c->ffn, c->ffn_dense};
+        *part = (struct model_part){c->heads, c->kv_heads, c->vocab, 0, c->vocab, c->ffn, c->ffn_dense};
         return 0;
     }
     TRY(check_world(c, world));
@@ -72,6 +72,7 @@ int model_part_of(struct model_part *part, const struct model_config *c, struct 
                                 c->kv_heads / world,
                                 left < rows ? left : rows,
                                 first,
+                                rows,
                                 columns(c->ffn - c->ffn_pad, world),
                                 columns(c->ffn_dense - c->ffn_dense_pad, world)};
     return 0;

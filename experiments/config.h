@@ -38,7 +38,7 @@ struct config {
     struct { double expert_skew; } synthetic;
     struct {
         char *kind, *isa;
-        int index, threads, graph, world;
+        int index, threads, graph, world, ranks_per_gpu;
         struct config_list shard; /* empty, or rank and world as text: config_shard */
     } device;
     struct {

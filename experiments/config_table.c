@@ -103,9 +103,10 @@ static const struct config_option table[] = {
     {.key = "device.graph", .type = CONFIG_BOOL, .store = CONFIG_AS_INT, AT(device.graph), .def = "true",
      .help = "cuda: verification passes as recorded graphs; false enqueues each operation, for debugging"},
 
-    INT("device.world", device.world, "1", 1, 8, "ranks that share one model's matrices, a GPU each; more than 1 only with --dry-run"),
+    INT("device.world", device.world, "1", 1, 8, "ranks that hold one model together, each a share of its matrices"),
+    INT("device.ranks_per_gpu", device.ranks_per_gpu, "1", 1, 8, "device.world: so many ranks in a row share a GPU, from device.index on; the CPU ignores it"),
     LIST("device.shard", device.shard,
-         "[rank, world]: this one rank of a group; only with --dry-run"),
+         "[rank, world]: this one rank of a group, alone: as fast as in the group but for waiting; what it says means nothing"),
 
     CHOICE("sampling.rule", sampling.rule, "greedy", rule_choice, "which drafted tokens become text (specbed list rules)"),
     REAL("sampling.temperature", sampling.temperature, "0", 0, 100, "0: the most probable token; rules greedy and relaxed need 0"),

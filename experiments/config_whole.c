@@ -73,18 +73,6 @@ int config_shard(const struct config *c, int *rank, int *world)
     return 0;
 }
 
-int config_one_rank(const struct config *c)
-{
-    int rank, world;
-    TRY(config_shard(c, &rank, &world));
-    if (world > 1 || c->device.world > 1)
-        FAIL(
-            ERR_CONFIG,
-            "device.%s: expected one rank, found %d: ranks are planned (run --dry-run) but not computed with",
-            world > 1 ? "shard" : "world", world > 1 ? world : c->device.world);
-    return 0;
-}
-
 static int check_device(const struct config *c)
 {
     int rank, world;
@@ -94,6 +82,10 @@ static int check_device(const struct config *c)
             ERR_CONFIG,
             "device.shard: one rank runs alone: expected device.world 1 beside it, found %d; set one of them",
             c->device.world);
+    if (config_scores(c) && (world > 1 || c->device.world > 1))
+        FAIL(ERR_CONFIG,
+             "workload.mode score: expected one rank that holds the whole model, found device.%s %d",
+             world > 1 ? "shard of a world of" : "world", world > 1 ? world : c->device.world);
     return 0;
 }
 

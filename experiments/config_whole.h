@@ -13,6 +13,4 @@ int  config_numbers_as_stored(const struct config *c); /* 1: none of them is FP8
 void config_describe(const struct config *c, FILE *out);
 /* device.shard as numbers; 0 and 1 when it is empty. ERR_CONFIG. */
 int config_shard(const struct config *c, int *rank, int *world);
-/* ERR_CONFIG: several ranks, or one of several, which no pass runs with. */
-int  config_one_rank(const struct config *c);
 #endif

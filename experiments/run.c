@@ -136,7 +136,6 @@ static int run_all(struct run *r)
     TRY(check_cells(r));
     if (r->opts->dry_run)
         return plan_ranks(&r->cfg);
-    TRY(config_one_rank(&r->cfg));
     TRY(choose_path(r));
     TRY(log_config(&r->cfg));
     TRY(open_record(r));

@@ -10,6 +10,7 @@
 #include "experiments/conversation.h"
 #include "experiments/reference.h"
 #include "experiments/run_score.h"
+#include "spec/group.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,7 +28,7 @@ struct cell {
     char *label; /* owned */
     struct workload work;
     struct reference *reference;
-    struct spec *spec;
+    struct spec_group *spec;
     struct lane *lanes;  /* owned [cfg.workload.concurrency] */
     int arm, cap;        /* row of /arms; most tokens of a text */
     int64_t next, talks; /* conversations that lanes took, and all: repeats x prompts */
@@ -115,7 +116,8 @@ static int lane_submit(struct cell *c, struct lane *l)
                              .max_tokens = wanted < room ? wanted : room,
                              .request = lane_request(l),
                              .user = l};
-    TRY_CTX(spec_submit(c->spec, &r), "prompt '%s' of '%s', turn %d", id, l->talk.prompt->dataset, l->turn);
+    TRY_CTX(spec_group_submit(c->spec, &r), "prompt '%s' of '%s', turn %d", id, l->talk.prompt->dataset,
+            l->turn);
     return 0;
 }
 
@@ -136,9 +138,9 @@ static int refill(struct cell *c)
             continue;
         int64_t need = (int64_t)l->talk.n_ids + c->cfg.workload.max_tokens;
         if (c->cap < context && need > c->cap) {
-            if (spec_active(c->spec) > 0)
+            if (spec_active(spec_group_first(c->spec)) > 0)
                 return 0;
-            spec_close(c->spec);
+            spec_group_close(c->spec);
             c->spec = NULL;
             need = need > 2 * (int64_t)c->cap ? need : 2 * (int64_t)c->cap;
             c->cap = need < context ? (int)need : context;
@@ -170,9 +172,9 @@ static int decode(struct cell *c)
     for (;;) {
         if (!stopping(c))
             TRY(refill(c));
-        if (*c->run->stop > 1 || spec_active(c->spec) == 0)
+        if (*c->run->stop > 1 || spec_active(spec_group_first(c->spec)) == 0)
             return 0;
-        TRY(spec_step(c->spec, &step));
+        TRY(spec_group_step(c->spec, &step));
         for (int i = 0; i < step.n_records; i++) {
             struct lane *l = step.records[i].user;
             progress_step(&c->run->progress, &step.records[i]);
@@ -198,10 +200,10 @@ static int warm_up(struct cell *c)
             TRY(conversation_encode(&l->talk, &with->chat, with->tokenizer, 0));
             TRY(lane_submit(c, l));
         }
-        while (spec_active(c->spec) > 0 && !stopping(c))
-            TRY(spec_step(c->spec, &step));
+        while (spec_active(spec_group_first(c->spec)) > 0 && !stopping(c))
+            TRY(spec_group_step(c->spec, &step));
     }
-    spec_abort(c->spec);
+    spec_group_abort(c->spec);
     if (wanted > 0)
         log_info("run: %s: %d warm-up requests, %.2f s", c->label, wanted,
                  (double)(clock_ns() - start) * 1e-9);
@@ -233,9 +235,9 @@ static int open_spec(struct cell *c)
         .cap = c->cap,
         .trace = trace_level(cfg),
     };
-    TRY(spec_open(&c->spec, &with->model, &o));
+    TRY(spec_group_open(&c->spec, with->ranks, &o));
     log_info("run: %s: %d sequences of up to %d tokens, %.1f MiB", c->label, o.slots, o.cap,
-             (double)spec_bytes(c->spec) / (1 << 20));
+             (double)spec_bytes(spec_group_first(c->spec)) / (1 << 20));
     return 0;
 }
 
@@ -294,7 +296,7 @@ static void close_cell(struct cell *c)
         conversation_deinit(&c->lanes[i].talk);
     }
     free(c->lanes);
-    spec_close(c->spec);
+    spec_group_close(c->spec);
     reference_close(c->reference);
     workload_deinit(&c->work);
     config_deinit(&c->cfg);

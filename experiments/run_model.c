@@ -16,28 +16,36 @@
 #include <sys/utsname.h>
 #include <yaml.h>
 
-static int load_weights(struct run_model *m, const struct config *cfg)
+/* A rank that does not answer for so long is taken for dead. */
+enum { PATIENCE_S = 30 };
+
+static int load_ranks(struct run_model *m, const struct config *cfg)
 {
-    const struct model_opts numbers = config_numbers(cfg);
     struct model_config shape;
-    if (!cfg->model.synthetic[0])
-        return model_load(&m->model, &m->be, cfg->model.path, &numbers);
-    TRY(model_config_named(&shape, cfg->model.synthetic));
-    return model_synthetic(&m->model, &m->be, &shape, (uint64_t)cfg->model.synthetic_seed, &numbers);
+    struct ranks_model from = {.kind = cfg->device.kind,
+                               .device = {.threads = cfg->device.threads,
+                                          .isa = cfg->device.isa,
+                                          .device = cfg->device.index,
+                                          .eager = !cfg->device.graph},
+                               .per_device = cfg->device.ranks_per_gpu,
+                               .dir = cfg->model.synthetic[0] ? NULL : cfg->model.path,
+                               .shape = &shape,
+                               .seed = (uint64_t)cfg->model.synthetic_seed,
+                               .opts = config_numbers(cfg)};
+    if (!from.dir)
+        TRY(model_config_named(&shape, cfg->model.synthetic));
+    TRY(config_shard(cfg, &from.opts.shard.rank, &from.opts.shard.world));
+    TRY(ranks_open(&m->ranks, cfg->device.world, &m->be, &m->model, PATIENCE_S));
+    return ranks_load(m->ranks, &from);
 }
 
 static int open_parts(struct run_model *m, const struct config *cfg)
 {
-    struct backend_opts device = {.threads = cfg->device.threads,
-                                  .isa = cfg->device.isa,
-                                  .device = cfg->device.index,
-                                  .eager = !cfg->device.graph};
     int64_t start = clock_ns();
     TRY(tokenizer_open(&m->tokenizer, cfg->model.path));
     TRY(chat_open(&m->chat, cfg->model.path, cfg->workload.template, m->tokenizer));
-    TRY(backend_open(&m->be, cfg->device.kind, &device));
+    TRY(load_ranks(m, cfg));
     log_info("device: %s", m->be.device);
-    TRY(load_weights(m, cfg));
     log_info("model: ready after %.2f s, %.1f MiB on the device, weights %016llx, template %s",
              1e-9 * (double)(clock_ns() - start), (double)m->be.allocated / (1 << 20),
              (unsigned long long)m->model.fingerprint, chat_name(m->chat.kind));
@@ -52,10 +60,13 @@ static int open_parts(struct run_model *m, const struct config *cfg)
 static char *key_of(const struct config *cfg)
 {
     char *key = NULL;
-    if (asprintf(&key, "%s\n%s %ld %.17g\n%s %s %s\n%s %d\n%s %d %d\n%s", cfg->model.path, cfg->model.synthetic,
-                 cfg->model.synthetic_seed, cfg->synthetic.expert_skew, cfg->model.weights, cfg->model.activations, cfg->model.kv,
-                 cfg->device.kind, cfg->device.index, cfg->device.isa, cfg->device.threads, cfg->device.graph,
-                 cfg->workload.template) < 0)
+    int rank = 0, world = 0;
+    config_shard(cfg, &rank, &world); /* was checked when it was read */
+    if (asprintf(&key, "%s\n%s %ld %.17g\n%s %s %s\n%s %d\n%s %d %d\n%d %d %d %d\n%s", cfg->model.path,
+                 cfg->model.synthetic, cfg->model.synthetic_seed, cfg->synthetic.expert_skew,
+                 cfg->model.weights, cfg->model.activations, cfg->model.kv, cfg->device.kind,
+                 cfg->device.index, cfg->device.isa, cfg->device.threads, cfg->device.graph,
+                 cfg->device.world, cfg->device.ranks_per_gpu, rank, world, cfg->workload.template) < 0)
         return NULL;
     return key;
 }
@@ -86,6 +97,7 @@ int run_model_open(struct run_model *m, const struct config *cfg)
 
 void run_model_close(struct run_model *m)
 {
+    ranks_close(m->ranks);
     model_deinit(&m->model);
     backend_close(&m->be);
     chat_close(&m->chat);

@@ -3,12 +3,13 @@
 #ifndef EXPERIMENTS_RUN_MODEL_H
 #define EXPERIMENTS_RUN_MODEL_H
 #include "engine/chat.h"
-#include "engine/model.h"
+#include "engine/ranks.h"
 #include "experiments/config.h"
 
 struct run_model {
-    struct backend be;          /* owned, as all below */
+    struct backend be;          /* of rank 0; owned, as all below */
     struct model model;
+    struct ranks *ranks;        /* all of them: device.world, mostly 1 */
     struct tokenizer *tokenizer;
     struct chat chat;
     char *key;                  /* the configuration it was opened for; NULL: closed */

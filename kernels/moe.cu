@@ -37,6 +37,7 @@ struct moe_args {
     const int *expert;
     const float *score;
     int experts, top_k;
+    int partial; /* of down: y's old numbers are not read */
 };
 
 /* The experts that rows [first, first + rows) chose, in rising order; all threads of the block come here, after
@@ -288,7 +289,7 @@ static __global__ void __launch_bounds__(OCTET *LANES, 3) moe_down(const __grid_
         for (int c = 0; c < 2 && warp == 0; c++)
             for (int h = 0; h < 2; h++) {
                 const int r = lane % 4 * 2 + c, j = blockIdx.x * TILE + lane / 4 + h * OCTET;
-                if (r < rows && j < a.product.n)
+                if (!a.partial && r < rows && j < a.product.n)
                     v[c][h] = ((const float *)a.product.y)[(size_t)(first + r) * (size_t)a.product.n + j];
             }
         for (int done = 0; done <= chosen.n; done += BATCH) {
@@ -399,14 +400,14 @@ static int launch_down(const struct moe *a, const struct moe_room *m, int rounds
     p.product.y = a->y;
     p.product.y_form = a->norm.y.form;
     p.product.gain = a->norm.w;
-    p.product.normed = a->norm.y.act;
+    p.product.normed = a->partial ? NULL : a->norm.y.act;
     p.product.normed_square = a->norm.y.square;
     for (int i = 0; i < 2; i++) {
         p.x[i] = (const uint2 *)m->h[i];
         p.row_scale[i] = rounds ? m->scale[1 + i] : NULL;
     }
     p.expert = a->expert, p.score = a->score;
-    p.experts = a->experts, p.top_k = a->top_k;
+    p.experts = a->experts, p.top_k = a->top_k, p.partial = a->partial;
     const struct launch l = {.grid = dim3((unsigned)p.product.tiles),
                              .block = dim3(OCTET * LANES),
                              .shared = sizeof(struct down_batch),
@@ -482,8 +483,10 @@ static struct moe block_of(const struct moe *a, int first, int rows)
     }
     b.x = (const char *)a->x + act;
     b.square = a->square ? a->square + at * tiles : NULL;
-    b.norm.y.act = (char *)a->norm.y.act + act;
-    b.norm.y.square = a->norm.y.square + at * tiles;
+    if (!a->partial) {
+        b.norm.y.act = (char *)a->norm.y.act + act;
+        b.norm.y.square = a->norm.y.square + at * tiles;
+    }
     return b;
 }
 
@@ -505,5 +508,5 @@ KERN_API int moe_cuda(const struct moe *a, void *stream)
         if (rc)
             return rc;
     }
-    return a->bulk ? rmsnorm_bulk_cuda(&a->norm, stream) : 0;
+    return a->bulk && !a->partial ? rmsnorm_bulk_cuda(&a->norm, stream) : 0;
 }

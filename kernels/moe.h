@@ -10,6 +10,7 @@
  * moe: y[r, :] += D_s swiglu(G_s x[r, :]) + sum over chosen e of D_e swiglu(G_e (score_e x[r, :])), then norm.
  * shapes   x act [rows, hidden], the norm of y; y f32 [rows, hidden]; shared.gate_up, gate_up[e] [2 ffn, hidden], MATRIX_INTERLEAVE;
  *          shared.down, down[e] [hidden, ffn]; norm.x is y, norm.y.act may be x
+ *          partial: y = 0 first, and norm is not read
  * math     products as gemm and swiglu, f32; the score multiplies what gate_up gives, which is the product with score * x rounded once
  *          at its end. The shared expert is added to y first, then a row's experts in rising order: a row's bits depend on the row, its
  *          experts and the weights alone, never on what other rows choose.
@@ -44,6 +45,7 @@ struct moe {
     int rows, experts, top_k, threads;
     int round; /* 1: what an FP8 matrix multiplies goes through quantise first */
     int bulk;
+    int partial; /* 1: y = the sum, whatever y held, and no norm: a rank's term of struct reduce */
     float eps;
     float *gemm;   /* what gemm.scratch needs for any of these matrices */
     void *scratch; /* moe_scratch bytes, 64-byte aligned, borrowed */

@@ -127,11 +127,14 @@ static void run_expert(const struct moe *a, struct expert e, const struct room *
 void KERN_NAME(moe)(const struct moe *a)
 {
     const struct room m = room_of(a);
+    if (a->partial)
+        memset(a->y, 0, (size_t)a->rows * (size_t)a->shared.down->n * sizeof *a->y);
     run_expert(a, a->shared, &m, find_rows(a, -1, &m));
     for (int e = 0; e < a->experts; e++) {
         const int n = find_rows(a, e, &m);
         if (n > 0)
             run_expert(a, (struct expert){&a->gate_up[e], &a->down[e]}, &m, n);
     }
-    KERN_NAME(rmsnorm)(&a->norm);
+    if (!a->partial)
+        KERN_NAME(rmsnorm)(&a->norm);
 }

@@ -68,6 +68,8 @@ static void add_expert(const struct moe *a, struct expert e, int r, float score)
 
 void moe_ref(const struct moe *a)
 {
+    if (a->partial)
+        memset(a->y, 0, (size_t)a->rows * (size_t)a->shared.down->n * sizeof *a->y);
     for (int r = 0; r < a->rows; r++) {
         add_expert(a, a->shared, r, 1);
         for (int e = 0; e < a->experts; e++)
@@ -75,5 +77,6 @@ void moe_ref(const struct moe *a)
                 if (a->expert[j] == e)
                     add_expert(a, (struct expert){&a->gate_up[e], &a->down[e]}, r, a->score[j]);
     }
-    rmsnorm_ref(&a->norm);
+    if (!a->partial)
+        rmsnorm_ref(&a->norm);
 }

@@ -250,7 +250,7 @@ static int open_memory(struct spec *s)
                                      .layers = layers,
                                      .n_stop = s->opts.stop.n_tokens,
                                      .n_layers = s->kv.n_layers,
-                                     .kv_heads = s->model->cfg.kv_heads,
+                                     .kv_heads = s->model->part.kv_heads,
                                      .with_nodes = s->opts.trace != TRACE_STEPS,
                                      .ring = s->ring,
                                      .depth = LOOP_RING,

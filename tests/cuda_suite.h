@@ -28,6 +28,7 @@ static inline void cuda_ok(int error, const char *what)
 /* In this process, so that one context serves all tests. 1: some failed. Frees s. */
 static inline int cuda_suite_run(Suite *s)
 {
+    setvbuf(stdout, NULL, _IOLBF, 0); /* a suite that hangs has said how far it came */
     SRunner *r = srunner_create(s);
     srunner_set_fork_status(r, CK_NOFORK);
     srunner_run_all(r, CK_NORMAL);

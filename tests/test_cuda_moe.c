@@ -103,9 +103,11 @@ struct result {
     uint16_t *act;
 };
 
+enum kept { STREAM, ZEROS, PARTIAL }; /* what y holds before; PARTIAL: numbers that must not be read */
+
 /* Rows [first, first + rows) of the test through the layer. */
-static struct result run(const struct layer *l, const int *expert, const float *score, int first, int rows,
-                         int round)
+static struct result run_from(const struct layer *l, const int *expert, const float *score, int first,
+                              int rows, int round, enum kept kept)
 {
     const struct shape *s = &l->s;
     const size_t n = (size_t)rows * (size_t)s->hidden, tiles = (size_t)((s->hidden + 15) / 16),
@@ -115,7 +117,9 @@ static struct result run(const struct layer *l, const int *expert, const float *
                        alloc(act_bytes(rows, s->hidden))};
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < s->hidden; j++)
-            r.y[(size_t)i * (size_t)s->hidden + (size_t)j] = stream(first + i, j);
+            r.y[(size_t)i * (size_t)s->hidden + (size_t)j] = kept == STREAM  ? stream(first + i, j)
+                                                             : kept == ZEROS ? 0.0f
+                                                                             : NAN;
     void *x = device_act(first, rows, s->hidden, form), *scratch = NULL;
     float *y = to_device(r.y, n * sizeof *y),
           *square = to_device(r.square, (size_t)rows * tiles * sizeof *square);
@@ -136,6 +140,7 @@ static struct result run(const struct layer *l, const int *expert, const float *
         .experts = s->experts,
         .top_k = s->top_k,
         .round = round,
+        .partial = kept == PARTIAL,
         .scratch = scratch};
     cuda_ok(moe_cuda(&a, NULL), "launching");
     from_device(r.y, y, n * sizeof *y);
@@ -143,6 +148,12 @@ static struct result run(const struct layer *l, const int *expert, const float *
     from_device(r.act, x, act_bytes(rows, s->hidden));
     cudaFree(x), cudaFree(y), cudaFree(square), cudaFree(e), cudaFree(sc), cudaFree(scratch);
     return r;
+}
+
+static struct result run(const struct layer *l, const int *expert, const float *score, int first, int rows,
+                         int round)
+{
+    return run_from(l, expert, score, first, rows, round, STREAM);
 }
 
 static void result_free(struct result *r)
@@ -276,6 +287,28 @@ START_TEST(a_layer_is_its_exact_sums_and_company_changes_nothing)
 }
 END_TEST
 
+/* A term alone is what a stream of zeros gets, and squares and act are left alone. */
+START_TEST(a_partial_sum_reads_no_stream_and_makes_no_norm)
+{
+    static struct layer l;
+    int expert[ROWS * 3];
+    float score[ROWS * 3];
+    layer_make(&l, shapes[1], _i ? MATRIX_FP8 : MATRIX_BF16);
+    choose(&l.s, (enum company)0, expert, score);
+    struct result zeros = run_from(&l, expert, score, 0, ROWS, 0, ZEROS),
+                  part = run_from(&l, expert, score, 0, ROWS, 0, PARTIAL);
+    const size_t n = (size_t)ROWS * (size_t)l.s.hidden;
+    for (size_t i = 0; i < n; i++)
+        ck_assert_msg(memcmp(&part.y[i], &zeros.y[i], sizeof(float)) == 0, "number %zu: %.9g, expected %.9g",
+                      i, (double)part.y[i], (double)zeros.y[i]);
+    for (size_t i = 0; i < (size_t)ROWS * (size_t)((l.s.hidden + 15) / 16); i++)
+        ck_assert_msg(part.square[i] == 0, "square %zu was written: %g", i, (double)part.square[i]);
+    result_free(&zeros);
+    result_free(&part);
+    layer_free(&l);
+}
+END_TEST
+
 /* Logits of the matrix, or `put` over them. */
 static void route_rows(int hidden, int experts, int top_k, enum act_form form, int rows, float *logits,
                        int *expert, float *score)
@@ -389,6 +422,7 @@ int main(void)
     TCase *t = tcase_create("moe");
     tcase_add_test(t, the_router_gives_its_product_and_the_largest_of_it);
     tcase_add_test(t, ties_go_to_the_lowest_index_and_nan_is_never_larger);
+    tcase_add_loop_test(t, a_partial_sum_reads_no_stream_and_makes_no_norm, 0, 2);
     tcase_add_loop_test(t, a_layer_is_its_exact_sums_and_company_changes_nothing, 0, 2 * N_SHAPES);
     suite_add_tcase(s, t);
     return cuda_suite_run(s);

@@ -258,6 +258,35 @@ START_TEST(a_wrong_rule_exceeds_the_bound)
 }
 END_TEST
 
+/* A term alone is what a stream of zeros gets, and the norm is left alone. */
+START_TEST(a_partial_sum_reads_no_stream_and_makes_no_norm)
+{
+    struct scene s;
+    scene_init(&s, 1, MATRIX_BF16);
+    choose(&s, CHOICE_RANDOM);
+    const size_t floats = (size_t)MAX_ROWS * (size_t)s.shape.hidden, bytes = floats * sizeof(float);
+    float *sum = alloc(bytes), *normed = alloc(bytes);
+    for (int i = -1; i < 0 || cpu_kernels_at(i); i++) {
+        void (*const moe)(const struct moe *) = i < 0 ? moe_ref : cpu_kernels_at(i)->moe;
+        struct moe a = moe_of(&s, 0, MAX_ROWS, 2);
+        start(&s);
+        memset(s.y, 0, bytes);
+        moe(&a);
+        memcpy(sum, s.y, bytes);
+        memset(s.y, 0xff, bytes);
+        memset(s.normed, 0x55, bytes);
+        memset(normed, 0x55, bytes);
+        a.partial = 1;
+        moe(&a);
+        ck_assert_mem_eq(s.y, sum, bytes);
+        ck_assert_mem_eq(s.normed, normed, bytes);
+    }
+    free(sum);
+    free(normed);
+    scene_deinit(&s);
+}
+END_TEST
+
 static void expect_rows(const struct scene *s, const float *y, const float *normed, int rows, const char *isa)
 {
     const size_t bytes = (size_t)s->shape.hidden * sizeof(float);
@@ -538,6 +567,7 @@ int main(void)
     tcase_add_test(moe, a_wrong_rule_exceeds_the_bound);
     tcase_add_loop_test(moe, a_row_is_the_same_whatever_others_choose, 0, N_SHAPES * N_CHOICES);
     tcase_add_loop_test(moe, shared_first_then_experts_in_rising_order, 0, 2 * N_SHAPES);
+    tcase_add_test(moe, a_partial_sum_reads_no_stream_and_makes_no_norm);
     tcase_add_test(moe, experts_that_nobody_chose_are_not_read);
     tcase_add_loop_test(route, the_best_logits_are_chosen_ties_to_the_lowest_index, 0, 8);
     tcase_add_test(route, a_row_routes_the_same_in_every_batch);
