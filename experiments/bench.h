@@ -1,11 +1,12 @@
 /* bench: how long a step and its operations take on this machine, against the least time that reading their bytes can take. Shared by
- * bench.c (the command), bench_step.c and bench_kernels.c (what is measured), bench_stages.c and bench_time.c (how), bench_report.c.
+ * bench.c (the command), bench_step.c, bench_kernels.c and bench_comm.c (what is measured), bench_stages.c and bench_time.c (how), bench_report.c.
  *
  * JSON, schema_version 2, seconds and bytes throughout, null where something is not known or does not apply:
  *   what, model, weights, activations, kv, device, isa, index, threads, clock_mhz, memory_mhz, cache_bytes, recorded, warmup, repeats,
  *   weight_bytes, read_bytes_per_s, peak_mib, device_mib
  *   step:    points [{stage, rows, context, median_s, p90_s, host_median_s, host_p90_s, bytes, floor_s, of_roof, rows_ratio, launches, stages}]
  *   kernels: passes [{rows, context, median_s, p90_s, launches, sum_s, stages}]
+ *   comm:    of the head only what, device, warmup and repeats; world, gpus, points [{rows, n, wire, path, quantised, median_s, p90_s}]
  *   stages [{name, part, moves, rows, context, n, k, count, launches, median_s, p90_s, bytes, rotated_bytes, bytes_per_s, of_roof, floor_s,
  *   rival_s, rival_ratio}]: a time is of one operation, count says how many a pass has; part: pass, or step for what a
  *   step of the decode loop has around its pass */
@@ -27,6 +28,7 @@ struct bench {
     struct model_opts numbers;
     struct bench_list rows, context, prefill;
     int index, threads, repeats, warmup, json, eager, stages;
+    int world, gpus; /* of comm */
     const char *project; /* NULL, or the machine that the step is projected to */
     double al, draft_ms, collective_us; /* of the projection; 0: its own */
     /* state */
@@ -93,6 +95,7 @@ json_t *bench_stages_json(const struct bench *b, const struct bench_stage *s, in
 /* Measure and print, the backend and the model being open. */
 int bench_step(struct bench *b);
 int bench_kernels(struct bench *b);
+int bench_comm(struct bench *b); /* opens what it needs itself */
 int bench_measure_ceiling(struct bench *b); /* after everything else: its buffer does not count as peak memory */
 void bench_print_head(const struct bench *b);
 json_t *bench_head_json(const struct bench *b); /* NULL: out of memory */
