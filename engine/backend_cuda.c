@@ -30,11 +30,11 @@ static void cuda_close(struct backend *be)
     struct cuda *c = cuda_of(be);
     if (!c)
         return;
-    cuda_group_close(be);
+    cuda_group_end(be);
     if (c->stream)
         cudaStreamSynchronize(c->stream);
-    for (int i = 0; i < c->n_graphs; i++)
-        cudaGraphExecDestroy(c->graphs[i].exec);
+    cuda_close_graphs(c);
+    cuda_group_close(be);
     cuda_bulk_close(c);
     cuda_close_marks(c);
     cuda_close_nvml(c);

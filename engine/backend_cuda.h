@@ -77,6 +77,7 @@ int  cuda_matrix(struct backend *be, struct matrix *w, const struct matrix_sourc
 int  cuda_pass_begin(struct backend *be, struct pass_key key, int *recorded);
 int  cuda_pass_end(struct backend *be, int error);
 void cuda_pass_forget(struct backend *be, const void *owner);
+void cuda_close_graphs(struct cuda *c); /* all of them; none may be running */
 int  cuda_mark(struct backend *be, int i);
 int  cuda_marks(struct backend *be, int n, int64_t *ns);
 void cuda_close_marks(struct cuda *c);

@@ -68,6 +68,12 @@ void cuda_pass_forget(struct backend *be, const void *owner)
         }
 }
 
+void cuda_close_graphs(struct cuda *c)
+{
+    while (c->n_graphs > 0)
+        cudaGraphExecDestroy(c->graphs[--c->n_graphs].exec);
+}
+
 int cuda_mark(struct backend *be, int i)
 {
     struct cuda *c = cuda_of(be);

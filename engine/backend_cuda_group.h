@@ -10,5 +10,8 @@ int  cuda_gather(struct backend *be, const struct gather *a);
 /* Until the stream has done all that was enqueued. When another rank fails meanwhile, kernels that wait for it are told to stop. */
 cudaError_t cuda_group_wait(struct backend *be);
 int  cuda_group_check(struct backend *be); /* ERR_DEVICE when a kernel of this rank gave up on another one, or some rank failed */
-void cuda_group_close(struct backend *be); /* waits for the stream; without a group it does nothing */
+/* Two steps of closing: kernels will wait for nobody if a rank has failed; and, the stream being done and recorded passes gone, the rest. Without a
+ * group they do nothing. */
+void cuda_group_end(struct backend *be);
+void cuda_group_close(struct backend *be);
 #endif

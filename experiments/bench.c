@@ -173,7 +173,8 @@ static void parse_config(struct argp_state *state, struct bench *b, const char *
 static const struct {
     const char *name;
     int (*measure)(struct bench *b);
-} subjects[] = {{"step", bench_step}, {"kernels", bench_kernels}};
+    int open; /* 1: with a backend and a model open */
+} subjects[] = {{"step", bench_step, 1}, {"kernels", bench_kernels, 1}, {"comm", bench_comm, 0}};
 enum { SUBJECTS = sizeof subjects / sizeof *subjects };
 
 static void parse_subject(struct argp_state *state, struct bench *b, const char *arg)
@@ -181,11 +182,27 @@ static void parse_subject(struct argp_state *state, struct bench *b, const char 
     for (int i = 0; i < SUBJECTS; i++)
         if (strcmp(arg, subjects[i].name) == 0) {
             if (b->what)
-                argp_error(state, "expected one of step and kernels, found another: '%s'", arg);
+                argp_error(state, "expected one of step, kernels and comm, found another: '%s'", arg);
             b->what = subjects[i].name;
             return;
         }
-    argp_error(state, "expected step or kernels, found '%s'", arg);
+    argp_error(state, "expected step, kernels or comm, found '%s'", arg);
+}
+
+/* A group has no model: its rows are messages. */
+static void finish_comm(struct argp_state *state, struct bench *b)
+{
+    static const struct bench_list rows = {{1, 2, 4, 8, 16, 32, 64, 512, 4096}, 9};
+    if (b->dir || b->shape || b->context.n || b->prefill.n || b->stages || b->project)
+        argp_error(
+            state,
+            "comm: expected none of --model, --synthetic, --context, --prefill, --stages and --project");
+    if (b->gpus > b->world)
+        argp_error(state, "--gpus: expected at most the %d of --world, found %d", b->world, b->gpus);
+    if (!b->rows.n)
+        b->rows = rows;
+    if (!b->gpus)
+        b->gpus = b->world;
 }
 
 /* What was not said, and what does not go together. */
@@ -195,7 +212,11 @@ static void finish_options(struct argp_state *state, struct bench *b)
                                    step_prefill = {{512}, 1}, kernel_rows = {{1, 8, 64}, 3},
                                    kernel_context = {{1024}, 1};
     if (!b->what)
-        argp_error(state, "expected what to measure: step or kernels");
+        argp_error(state, "expected what to measure: step, kernels or comm");
+    if (strcmp(b->what, "comm") == 0) {
+        finish_comm(state, b);
+        return;
+    }
     const int step = strcmp(b->what, "step") == 0;
     if (b->dir && b->shape)
         argp_error(state, "--model and --synthetic: expected one of them");
@@ -233,7 +254,9 @@ enum {
     KEY_CONFIG,
     KEY_SHARD,
     KEY_LAYERS,
-    KEY_SKEW
+    KEY_SKEW,
+    KEY_WORLD,
+    KEY_GPUS
 };
 
 static error_t parse_option(int key, char *arg, struct argp_state *state)
@@ -299,6 +322,12 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case KEY_COLLECTIVE:
         b->collective_us = parse_real(state, "collective-us", arg, 0.01, 1e6);
         break;
+    case KEY_WORLD:
+        b->world = parse_one(state, "world", arg, 1, COMM_WORLD_MAX);
+        break;
+    case KEY_GPUS:
+        b->gpus = parse_one(state, "gpus", arg, 1, COMM_WORLD_MAX);
+        break;
     case KEY_STAGES:
         b->stages = 1;
         break;
@@ -350,6 +379,8 @@ static const struct argp_option options[] = {
     {"al", KEY_AL, "N", 0, "project: tokens a step, the bonus included (default 1)", 0},
     {"draft-ms", KEY_DRAFT, "N", 0, "project: drafting a step (default 0)", 0},
     {"collective-us", KEY_COLLECTIVE, "N", 0, "project: one all-reduce (default 8.7)", 0},
+    {"world", KEY_WORLD, "N", 0, "comm: ranks (default 2)", 0},
+    {"gpus", KEY_GPUS, "N", 0, "comm: how many GPUs, from --index on, they are on (default one each)", 0},
     {"device", 'd', "KIND", 0, "cpu or cuda (default cpu)", 0},
     {"index", 'g', "N", 0, "which GPU (default 0)", 0},
     {"eager", 'e', 0, 0, "cuda: enqueue each operation instead of a recorded pass", 0},
@@ -365,19 +396,21 @@ int command_bench(int argc, char **argv)
     static const struct argp argp = {
         options,
         parse_option,
-        "step|kernels",
+        "step|kernels|comm",
         "Measures a decoding step, or each of its operations, against the time that reading "
-        "its bytes takes.",
+        "its bytes takes; or the sums over a group of ranks.",
         0,
         0,
         0};
-    struct bench b = {.kind = "cpu", .isa = "auto", .repeats = 30, .warmup = 5, .seed = 1};
+    struct bench b = {.kind = "cpu", .isa = "auto", .repeats = 30, .warmup = 5, .seed = 1, .world = 2};
     if (argp_parse(&argp, argc, argv, 0, NULL, &b))
         FAIL(ERR_CONFIG, "bench: the arguments make no sense; see --help");
-    int rc = bench_open(&b);
-    for (int i = 0; i < SUBJECTS && rc == 0; i++)
-        if (strcmp(b.what, subjects[i].name) == 0)
-            rc = subjects[i].measure(&b);
+    int i = 0;
+    while (strcmp(b.what, subjects[i].name) != 0)
+        i++;
+    int rc = subjects[i].open ? bench_open(&b) : 0;
+    if (rc == 0)
+        rc = subjects[i].measure(&b);
     bench_close(&b);
     return rc;
 }

@@ -1,5 +1,5 @@
 /* bench: how long a step and its operations take on this machine, against the least time that reading their bytes can take. Shared by
- * bench.c (the command), bench_step.c and bench_kernels.c (what is measured), bench_kinds.c, bench_stages.c, bench_stamps.c and bench_time.c
+ * bench.c (the command), bench_step.c, bench_kernels.c and bench_comm.c (what is measured), bench_kinds.c, bench_stages.c, bench_stamps.c and bench_time.c
  * (how), bench_report.c.
  *
  * JSON, schema_version 3, seconds and bytes throughout, null where something is not known or does not apply:
@@ -9,6 +9,7 @@
  *   step:    points [{stage, rows, context, median_s, p90_s, host_median_s, host_p90_s, bytes, floor_s, of_roof, rows_ratio, launches,
  *            launches_per_layer, launch_s, idle_s, experts, ran_mhz, ran_memory_mhz, slowed_by, stages}]
  *   kernels: passes [{rows, context, median_s, p90_s, launches, idle_s, sum_s, in_pass_s, ran_mhz, ran_memory_mhz, slowed_by, stages}]
+ *   comm:    of the head only what, device, warmup and repeats; world, gpus, points [{rows, n, wire, path, quantised, median_s, p90_s}]
  *   launch_s is median_s over launches; idle_s is launches * empty_s; experts are distinct ones a layer, the mean; ran_mhz and
  *   slowed_by were asked for while the passes ran
  *   stages [{name, part, moves, rows, context, n, k, count, launches, median_s, p90_s, in_pass_s, bytes, rotated_bytes, bytes_per_s, of_roof,
@@ -36,6 +37,7 @@ struct bench {
     long seed;            /* of random weights */
     int layers;           /* of a shape, so many of its first; 0: all */
     int index, threads, repeats, warmup, json, eager, stages;
+    int world, gpus; /* of comm */
     const char *project; /* NULL, or the machine that the step is projected to */
     double al, draft_ms, collective_us; /* of the projection; 0: its own */
     /* state */
@@ -120,6 +122,7 @@ json_t *bench_stages_json(const struct bench *b, const struct bench_stage *s, in
 /* Measure and print, the backend and the model being open. */
 int bench_step(struct bench *b);
 int bench_kernels(struct bench *b);
+int bench_comm(struct bench *b); /* opens what it needs itself */
 int bench_measure_ceiling(struct bench *b); /* after everything else: its buffer does not count as peak memory */
 void bench_print_head(const struct bench *b);
 void bench_print_clocks(const struct bench *b, const struct backend_clocks *c); /* a line, where they are known */

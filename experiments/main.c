@@ -173,6 +173,8 @@ int main(int argc, char **argv)
     char name[64];
     /* A reader that leaves must not kill a run that still has results to record. */
     signal(SIGPIPE, SIG_IGN);
+    /* Ranks that share a GPU wait for each other inside kernels: none may stand behind another in a queue. */
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
     argp_err_exit_status = EXIT_USAGE;
     if (argp_parse(&argp, argc, argv, ARGP_IN_ORDER, NULL, &call) || !call.argv)
         return EXIT_USAGE;

@@ -125,12 +125,12 @@ struct visit {
     unsigned turn;
     int lost;
     size_t inbox; /* bytes from turn 0 to this one */
-    int64_t since;
+    int64_t since, patience;
 };
 
 __device__ static inline struct visit visit_open(const struct reduce_way &w)
 {
-    struct visit t = {0, 0, 0, 0};
+    struct visit t = {0, 0, 0, 0, w.patience_ns};
     if (w.world > 1) {
         t.turn = ((const volatile struct reduce_state *)w.state)->turn[blockIdx.x];
         t.lost = ((const volatile struct reduce_state *)w.state)->lost != 0;
@@ -159,7 +159,7 @@ __device__ static inline int visit_is_lost(const struct reduce_way &w, int await
     int why = state->lost ? REDUCE_LOST_HOST : *w.lost;
     if (!t->since)
         t->since = now;
-    if (!why && now - t->since > w.patience_ns)
+    if (!why && now - t->since > t->patience)
         *w.lost = why = awaited + 1;
     if (why)
         state->lost = 1;

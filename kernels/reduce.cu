@@ -203,6 +203,7 @@ static __global__ void __launch_bounds__(INBOX_THREADS) two_shot_kernel(struct p
         finish(a, v, old, s, seat);
         put_back<N>(box, w.room, taken, all);
     }
+    t.patience += t.patience / 8; /* whose sum is missing may itself wait for the rank to blame */
     for (int j = at; j - lane < rest; j += stride) {
         const int there = j < rest, v = there ? foreign(a, first + count, j) : a.vectors;
         const float4 old = load(a.y, v * 4, a.numbers);

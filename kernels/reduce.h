@@ -19,7 +19,8 @@
 #include "kernels/rmsnorm.h"
 
 enum wire { WIRE_F32, WIRE_BF16 };
-/* How CUDA's parts travel; the bits are the same, but for the library's (NCCL, in bulk), which adds in an order of its own. */
+/* How CUDA's parts travel. The bits are the same, but for the library's (NCCL's; of itself in bulk alone), which sends f32 and adds in an order of its
+ * own; asked for where there is none, ERR_CONFIG. */
 enum reduce_path { REDUCE_BY_SIZE, REDUCE_ONE_SHOT, REDUCE_TWO_SHOT, REDUCE_LIBRARY };
 
 struct reduce {

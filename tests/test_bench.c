@@ -361,15 +361,38 @@ START_TEST(tables_name_their_columns_and_what_they_depend_on)
 }
 END_TEST
 
+/* Sums over ranks of the CPU, where parts go one way; the first point is quantised behind. */
+START_TEST(sums_over_a_group_are_timed_without_a_model)
+{
+    json_t *o = NULL;
+    ck_assert_msg(bench("comm --world 3 -r 1,70 --json") == 0, "%s", out);
+    ck_assert_msg(json_parse(out, strlen(out), "bench", &o) == 0, "%s", out);
+    const json_t *points = json_object_get(o, "points");
+    ck_assert_int_eq(json_integer_value(json_object_get(o, "world")), 3);
+    ck_assert_int_eq((int)json_array_size(points), 5);
+    for (size_t i = 0; i < 5; i++) {
+        const json_t *p = json_array_get(points, i);
+        const int rows[] = {4, 1, 1, 70, 70};
+        ck_assert_int_eq(json_integer_value(json_object_get(p, "rows")), rows[i]);
+        ck_assert_int_eq(json_is_true(json_object_get(p, "quantised")), i == 0);
+        ck_assert_double_gt(json_number_value(json_object_get(p, "median_s")), 0);
+    }
+    json_decref(o);
+    ck_assert_msg(bench("comm -r 2") == 0, "%s", out);
+    holds("group   2 ranks");
+    holds("FP8 quantisation of 4 rows of 5120");
+}
+END_TEST
+
 START_TEST(what_makes_no_sense_is_told)
 {
     static const struct {
         const char *args, *part;
         int code;
     } cases[] = {
-        {"", "expected what to measure: step or kernels", 2},
-        {"steps", "expected step or kernels, found 'steps'", 2},
-        {"step kernels", "expected one of step and kernels, found another: 'kernels'", 2},
+        {"", "expected what to measure: step, kernels or comm", 2},
+        {"steps", "expected step, kernels or comm, found 'steps'", 2},
+        {"step kernels", "expected one of step, kernels and comm, found another: 'kernels'", 2},
         {"step --weights int4", "--weights: expected bf16 or fp8, found 'int4'", 2},
         {"step --kv f32", "--kv: expected bf16 or fp8, found 'f32'", 2},
         {"step -r 65", "--rows: expected at most 64 rows a step, found 65", 2},
@@ -394,6 +417,9 @@ START_TEST(what_makes_no_sense_is_told)
         {"step -s smollm2-135m --layers 31", "--layers: expected at most the 30 layers of", 2},
         {"step --expert-skew 2", "--expert-skew: expected a number from 0 to 1.5", 2},
         {"step -m nowhere", "loading model 'nowhere'", 1},
+        {"comm -c 8", "comm: expected none of --model, --synthetic, --context,", 2},
+        {"comm --world 9", "--world: expected a whole number of [1, 8], found '9'", 2},
+        {"comm --gpus 3", "--gpus: expected at most the 2 of --world, found 3", 2},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const int code = bench(cases[i].args);
@@ -495,6 +521,7 @@ int main(void)
     tcase_add_test(program, fp8_activations_are_a_stage_of_their_own);
     tcase_add_test(program, tables_name_their_columns_and_what_they_depend_on);
     tcase_add_test(program, what_makes_no_sense_is_told);
+    tcase_add_test(program, sums_over_a_group_are_timed_without_a_model);
     tcase_add_test(tap, a_tap_computes_nothing_and_its_list_is_the_pass);
     tcase_add_test(tap, stamps_lie_in_the_order_they_were_set);
     suite_add_tcase(s, program);
