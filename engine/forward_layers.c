@@ -89,6 +89,14 @@ static int run_cache(const struct forward *f, int layer)
     return f->model->be->ops->qkv(f->model->be, &a);
 }
 
+/* Of the matrices that multiply the norm before the layer's MLP one whose form decides how it is kept: where
+ * shared and routed experts differ, that of the BF16 ones. */
+static const struct matrix *ffn_first(const struct layer *l)
+{
+    const int mixed = l->kind & LAYER_MOE && l->gate_up.form != l->expert_gate_up->form;
+    return mixed && l->gate_up.form == MATRIX_FP8 ? l->expert_gate_up : &l->gate_up;
+}
+
 /* x += o(attention(q)) */
 static int run_attention(const struct forward *f, int layer, int reach)
 {
@@ -108,7 +116,7 @@ static int run_attention(const struct forward *f, int layer, int reach)
                                         .y_form = l->o.form == MATRIX_FP8 ? ACT_F16 : ACT_BF16,
                                         .scale = 1.0f / sqrtf((float)c->head_dim)};
     TRY(f->model->be->ops->attention(f->model->be, &attention));
-    return run_residual(f, &l->o, s->attended, l->ffn_norm, &l->gate_up);
+    return run_residual(f, &l->o, s->attended, l->ffn_norm, ffn_first(l));
 }
 
 /* The norm that ends a layer: its gain and the matrix that multiplies it. */
@@ -137,7 +145,7 @@ static int run_moe(const struct forward *f, int layer, int *expert)
                                 .expert = expert,
                                 .score = s->score,
                                 .top_k = m->cfg.top_k,
-                                .x_form = l->gate_up.form == MATRIX_FP8 ? ACT_F16 : ACT_BF16};
+                                .x_form = moe_act_form(&l->gate_up, l->expert_gate_up)};
     const struct moe moe = {.shared = {&l->gate_up, &l->down},
                             .gate_up = l->expert_gate_up,
                             .down = l->expert_down,

@@ -24,7 +24,7 @@ struct route {
     int *expert;
     float *score;
     int top_k;
-    enum act_form x_form; /* CUDA: of product.x, which experts of either form multiply too */
+    enum act_form x_form; /* CUDA: of product.x, see moe_act_form */
 };
 
 /* Weights of one expert. */
@@ -48,6 +48,12 @@ struct moe {
     float *gemm;   /* what gemm.scratch needs for any of these matrices */
     void *scratch; /* moe_scratch bytes, 64-byte aligned, borrowed */
 };
+
+/* CUDA: of what a shared and a routed matrix multiply both, acts in F16 only where both are FP8. */
+KERN_FN enum act_form moe_act_form(const struct matrix *shared, const struct matrix *routed)
+{
+    return shared->form == MATRIX_FP8 && routed->form == MATRIX_FP8 ? ACT_F16 : ACT_BF16;
+}
 
 /* Bytes of the CPU's scratch: of moe_ref and of every instruction set. */
 size_t moe_scratch(int rows, int hidden, int ffn);

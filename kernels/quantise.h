@@ -3,7 +3,7 @@
  * so that a product over x times row_scale = scale (struct gemm) is the product over the rounded activations. The numbers stay in the act's own
  * type, which holds every E4M3 exactly: what is tested is the accuracy of FP8 activations, not their speed (the tensor cores
  * of sm_90 multiply E4M3 as F16 anyway).
- * shapes   x act [rows, k] (CUDA: f16); scale f32 [rows]
+ * shapes   x, from act [rows, k], CUDA: in `form`; scale f32 [rows]
  * math     a row alone; the maximum is exact, so nothing depends on an order. A normed act (CUDA: without 1 / rms) may be quantised: 1 / rms
  *          cancels between x and scale
  * moves    4 rows k bytes on CUDA */
@@ -13,9 +13,10 @@
 
 struct quantise {
     void *x;
+    const void *from; /* NULL: x itself; else x is only written; not in bulk */
     float *scale;
     int rows, k, threads;
-    enum act_form form; /* CUDA */
+    enum act_form form; /* CUDA: either, in bulk BF16 */
     int bulk;           /* CUDA: x becomes number * scale, rounded to bf16, and scale 1 */
 };
 void quantise_ref(const struct quantise *a); /* f32 rows; also the CPU's path */
