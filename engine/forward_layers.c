@@ -42,19 +42,32 @@ static struct gemm product_of_norm(const struct forward *f, const struct matrix 
     return a;
 }
 
-/* What a quantised matrix multiplies is rounded first, where the model says so. */
+/* How the model says that what quantised matrices multiply is kept. */
+static enum rounding rounding_of(const struct model *m)
+{
+    const enum model_numbers kept = m->opts.activations;
+    return kept == MODEL_FP8 ? ROUND_DYNAMIC : kept == MODEL_FP8_STATIC ? ROUND_STATIC : ROUND_NONE;
+}
+
+/* What a quantised matrix multiplies is rounded first; by a static scale 1 / rms goes into it. */
 static int round_input(const struct forward *f, struct gemm *a, void *x)
 {
-    if (a->w->form != MATRIX_FP8 || f->model->opts.activations != MODEL_FP8)
+    const enum rounding how = rounding_of(f->model);
+    if (a->w->form != MATRIX_FP8 || how == ROUND_NONE)
         return 0;
     const struct quantise q = {.x = x,
                                .scale = f->scratch->row_scale,
                                .rows = a->rows,
                                .k = a->w->k,
                                .threads = a->threads,
+                               .fixed = how == ROUND_STATIC ? a->w->input_scale : 0,
+                               .square = a->square,
+                               .eps = a->eps,
                                .form = ACT_F16,
                                .bulk = a->bulk};
     a->row_scale = q.scale;
+    if (how == ROUND_STATIC)
+        a->square = NULL;
     return f->model->be->ops->quantise(f->model->be, &q);
 }
 
@@ -159,7 +172,7 @@ static int run_moe(const struct forward *f, int layer, int *expert)
                             .experts = m->cfg.experts,
                             .top_k = m->cfg.top_k,
                             .threads = m->be->threads,
-                            .round = m->opts.activations == MODEL_FP8,
+                            .round = rounding_of(m),
                             .bulk = s->bulk,
                             .eps = m->cfg.rms_eps,
                             .gemm = s->gemm,

@@ -4,8 +4,8 @@
  *          part 0 is the shared expert, part u the u-th chosen one in rising order; parts that are not there
  *          exit at once
  *          moe_down: grid [tiles of 16 outputs], 8 warps, all experts of a row in rising order
- *          where activations are rounded, quantise.cu before both products; in bulk to_fragments ahead of each
- *          64 rows and the norm behind all of them
+ *          where activations are rounded, quantise.cu before both products, and moe_round.cu where routed
+ *          experts have static scales; in bulk to_fragments ahead of each 64 rows and the norm behind all of them
  *
  * forms    each kernel is made for the weights of the shared expert and for those of the others: both F16 acts
  *          where all are FP8, BF16 acts elsewhere, for which FP8 weights are widened to BF16
@@ -21,6 +21,7 @@
  * roof     memory: 5 experts of 10.5 and 5.2 MB (5120 x 1024, FP8) are 79 MB, 25 us at 3.1 TB/s */
 #include "kernels/bulk.h"
 #include "kernels/moe_parts.cuh"
+#include "kernels/moe_round.cuh"
 
 enum { CONVERT_THREADS = 256, BATCH = 8, WORD = 32 };
 
@@ -65,10 +66,11 @@ struct moe_args {
     const uint2 *x[2];        /* of the shared expert, of the routed ones */
     void *y[2];               /* likewise, of gate_up */
     const float *row_scale[2]; /* NULL: none */
-    const float *square;
+    const float *square[2];
     const int *expert;
     const float *score;
     int experts, top_k;
+    int apart; /* gate_up: a choice has a row of x[1] of its own, with its score in it */
 };
 
 /* The experts that rows [first, first + rows) chose, in rising order; all threads of the block come here, after
@@ -129,9 +131,9 @@ template <class S> __device__ static struct gemm_args product_of(const struct mo
     return p;
 }
 
-/* The rows of a part: for the shared expert all, for another those that chose it. */
+/* The rows that chose an expert, and where each stands in x. */
 struct members {
-    int n, row[ROW_BLOCK], choice[ROW_BLOCK];
+    int n, row[ROW_BLOCK], choice[ROW_BLOCK], at[ROW_BLOCK];
 };
 
 __device__ static void members_find(struct members *to, const struct moe_args &a, int e, int rows)
@@ -145,6 +147,7 @@ __device__ static void members_find(struct members *to, const struct moe_args &a
             if (choice >= 0) {
                 to->row[place] = r;
                 to->choice[place] = choice;
+                to->at[place] = a.apart ? choice : r;
             }
             n += __popc(with);
         }
@@ -207,7 +210,7 @@ static __global__ void __launch_bounds__(OCTET *LANES, 3) moe_gate_up(const __gr
     for (int first = 0; first < n; first += ACT_ROWS) {
         const int col = first + lane / 4, mine = first + warp;
         float4 sum[1][1] = {};
-        p.x = column(a.x[part], col >= n ? 0 : part ? members.row[col] : col, p.steps);
+        p.x = column(a.x[part], col >= n ? 0 : part ? members.at[col] : col, p.steps);
         p.rows = n - first;
         if (as_routed)
             slice_sums<R>(p, blockIdx.x, warp, 0, NULL, sum, [] {});
@@ -216,10 +219,12 @@ static __global__ void __launch_bounds__(OCTET *LANES, 3) moe_gate_up(const __gr
         sums[warp * LANES + lane] = sum[0][0];
         if (mine < n) {
             const int row = part ? members.row[mine] : mine, choice = part ? members.choice[mine] : mine;
-            const float by = inverse_rms(a.square, row, p.steps, p.k, p.eps);
+            const float by = inverse_rms(a.square[part], row, p.steps, p.k, p.eps);
             if (lane == 0) {
+                const float *scale = a.row_scale[part];
                 act_row[warp] = choice;
-                factor[warp] = {by, a.row_scale[part] ? a.row_scale[part][row] : 1.0f, part ? a.score[choice] : 1.0f};
+                factor[warp] = {by, scale ? scale[part ? members.at[mine] : mine] : 1.0f,
+                                part && !a.apart ? a.score[choice] : 1.0f};
             }
         }
         __syncthreads();
@@ -357,26 +362,17 @@ static size_t act_rows_bytes(int rows, int k)
     return lines((size_t)((rows + ACT_ROWS - 1) / ACT_ROWS) * act_tile(k) * sizeof(uint16_t));
 }
 
-/* Scratch: acts between the products and the scales of all that is rounded. */
-struct moe_room {
-    char *x, *rounded; /* x: of a block of a bulk pass; rounded: where others multiply x as it is */
-    char *h[2];
-    float *scale[3]; /* of x or rounded, of h[0], of h[1] */
-    size_t bytes;
-};
-
 static struct moe_room room_of(void *scratch, int rows, int hidden, int ffn, int top_k)
 {
     const size_t factors = lines((size_t)rows * sizeof(float));
     struct moe_room m = {};
     char *at = (char *)scratch;
     m.x = at, at += act_rows_bytes(rows, hidden);
-    m.rounded = at, at += act_rows_bytes(rows, hidden);
+    m.rounded = at, at += act_rows_bytes(rows * top_k, hidden);
     m.h[0] = at, at += act_rows_bytes(rows, ffn);
     m.h[1] = at, at += act_rows_bytes(rows * top_k, ffn);
     m.scale[0] = (float *)at, at += factors;
-    m.scale[1] = (float *)at, at += factors;
-    m.scale[2] = (float *)at, at += factors * (size_t)top_k;
+    m.scale[1] = (float *)at, at += factors * (size_t)top_k;
     m.bytes = (size_t)(at - (char *)scratch);
     return m;
 }
@@ -395,16 +391,9 @@ static void weights_of(struct moe_weights *to, const struct matrix *shared, cons
     }
 }
 
-/* How a product's weights are kept, of the shared expert and of the routed ones, and what they multiply. */
-struct moe_forms {
-    enum matrix_form w[2];
-    enum act_form x;
-    int rounds[2]; /* it is rounded first */
-};
-
 static struct moe_forms forms_of(const struct moe *a, const struct matrix *shared, const struct matrix *routed)
 {
-    struct moe_forms f = {{shared->form, routed->form}, moe_act_form(shared, routed), {}};
+    struct moe_forms f = {{shared->form, routed->form}, moe_act_form(shared, routed), {}, a->round == ROUND_STATIC};
     for (int i = 0; i < 2; i++)
         f.rounds[i] = a->round && f.w[i] == MATRIX_FP8;
     return f;
@@ -415,17 +404,19 @@ static int launch_gate_up(const struct moe *a, const struct moe_room *m, const s
     const int pairs = a->rows * a->top_k, most = pairs < a->experts ? pairs : a->experts;
     const int mixed = forms->rounds[0] != forms->rounds[1];
     struct moe_args p = {};
+    p.apart = forms->fixed && forms->rounds[1];
     weights_of(&p.of, a->shared.gate_up, a->gate_up, a->experts);
     p.product = gemm_args_of(a->shared.gate_up, a->rows);
     p.product.eps = a->eps;
     p.product.epilogue = EPILOGUE_SWIGLU;
     p.product.y_form = moe_act_form(a->shared.down, a->down);
     for (int i = 0; i < 2; i++) {
-        p.x[i] = (const uint2 *)(mixed && forms->rounds[i] ? m->rounded : a->x);
+        const int apart = i && p.apart;
+        p.x[i] = (const uint2 *)(apart || (mixed && forms->rounds[i]) ? m->rounded : a->x);
         p.y[i] = m->h[i];
-        p.row_scale[i] = forms->rounds[i] ? m->scale[0] : NULL;
+        p.row_scale[i] = forms->rounds[i] ? m->scale[apart] : NULL;
+        p.square[i] = forms->fixed && forms->rounds[i] ? NULL : a->square;
     }
-    p.square = a->square;
     p.expert = a->expert, p.score = a->score;
     p.experts = a->experts, p.top_k = a->top_k;
     const struct launch l = {.grid = dim3((unsigned)p.product.tiles, 1, (unsigned)(1 + most)),
@@ -451,7 +442,7 @@ static int launch_down(const struct moe *a, const struct moe_room *m, const stru
     p.product.normed_square = a->norm.y.square;
     for (int i = 0; i < 2; i++) {
         p.x[i] = (const uint2 *)m->h[i];
-        p.row_scale[i] = forms->rounds[i] ? m->scale[1 + i] : NULL;
+        p.row_scale[i] = forms->rounds[i] ? m->scale[i] : NULL;
     }
     p.expert = a->expert, p.score = a->score;
     p.experts = a->experts, p.top_k = a->top_k;
@@ -466,41 +457,6 @@ static int launch_down(const struct moe *a, const struct moe_room *m, const stru
                                      : launch_kernel(&l, moe_down<MATRIX_BF16, MATRIX_BF16>, p);
 }
 
-static int round_act(const void *from, void *x, float *scale, int rows, int k, enum act_form form, void *stream)
-{
-    struct quantise q = {};
-    q.from = from;
-    q.x = x;
-    q.scale = scale;
-    q.rows = rows;
-    q.k = k;
-    q.form = form;
-    return quantise_cuda(&q, stream);
-}
-
-/* x in place if all weights that multiply it are FP8, else to a copy for those that are. */
-static int round_input(const struct moe *a, const struct moe_room *m, const struct moe_forms *forms, void *stream)
-{
-    const int both = forms->rounds[0] && forms->rounds[1];
-    if (!forms->rounds[0] && !forms->rounds[1])
-        return 0;
-    return round_act(a->x, both ? (void *)a->x : m->rounded, m->scale[0], a->rows, a->shared.gate_up->k, forms->x,
-                     stream);
-}
-
-static int round_hidden(const struct moe *a, const struct moe_room *m, const struct moe_forms *forms, void *stream)
-{
-    for (int i = 0; i < 2; i++) {
-        const int rows = i ? a->rows * a->top_k : a->rows;
-        const int rc = forms->rounds[i] ? round_act(m->h[i], m->h[i], m->scale[1 + i], rows, a->shared.down->k,
-                                                    forms->x, stream)
-                                        : 0;
-        if (rc)
-            return rc;
-    }
-    return 0;
-}
-
 /* At most ROW_BLOCK rows. */
 static int launch_block(const struct moe *a, void *stream)
 {
@@ -508,11 +464,11 @@ static int launch_block(const struct moe *a, void *stream)
         room_of(a->scratch, a->rows, a->shared.gate_up->k, a->shared.down->k, a->top_k);
     const struct moe_forms gate_up = forms_of(a, a->shared.gate_up, a->gate_up),
                            down = forms_of(a, a->shared.down, a->down);
-    int rc = round_input(a, &m, &gate_up, stream);
+    int rc = moe_round_input(a, &m, &gate_up, stream);
     if (!rc)
         rc = launch_gate_up(a, &m, &gate_up, stream);
     if (!rc)
-        rc = round_hidden(a, &m, &down, stream);
+        rc = moe_round_hidden(a, &m, &down, stream);
     return rc ? rc : launch_down(a, &m, &down, stream);
 }
 

@@ -11,12 +11,13 @@
  * shapes   x act [rows, hidden], the norm of y; y f32 [rows, hidden]; shared.gate_up, gate_up[e] [2 ffn, hidden], MATRIX_INTERLEAVE;
  *          shared.down, down[e] [hidden, ffn]; norm.x is y, norm.y.act may be x
  * math     products as gemm and swiglu, f32; the score multiplies what gate_up gives, which is the product with score * x rounded once
- *          at its end. The shared expert is added to y first, then a row's experts in rising order: a row's bits depend on the row, its
+ *          at its end, but score * x itself where that is rounded by a static scale. The shared expert is added to y first, then a row's experts in rising order: a row's bits depend on the row, its
  *          experts and the weights alone, never on what other rows choose.
  * moves    each distinct expert's weights once, for all rows that chose it; CUDA: from memory, see kernels/moe.cu */
 #ifndef KERNELS_MOE_H
 #define KERNELS_MOE_H
 #include "kernels/gemm.h"
+#include "kernels/quantise.h"
 
 struct route {
     struct gemm product;
@@ -42,7 +43,7 @@ struct moe {
     const float *score;
     struct rmsnorm norm;
     int rows, experts, top_k, threads;
-    int round; /* 1: what an FP8 matrix multiplies goes through quantise first */
+    enum rounding round; /* what an FP8 matrix multiplies goes through quantise first; static: by the matrix's input_scale */
     int bulk;
     float eps;
     float *gemm;   /* what gemm.scratch needs for any of these matrices */

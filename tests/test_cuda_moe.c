@@ -95,10 +95,13 @@ static void layer_make(struct layer *l, struct shape s, const enum matrix_form f
         ones[i] = 1;
     *l = (struct layer){.s = s, .form = form, .gain = to_device(ones, (size_t)s.hidden * sizeof *ones)};
     for (int e = -1; e < s.experts; e++) {
-        *(e < 0 ? &l->shared[0] : &l->gate_up[e]) =
-            device_matrix(gate_up_seed(e), 2 * s.ffn, s.hidden, form[e >= 0], MATRIX_INTERLEAVE);
-        *(e < 0 ? &l->shared[1] : &l->down[e]) =
-            device_matrix(gate_up_seed(e) + 1, s.hidden, s.ffn, form[e >= 0], MATRIX_PLAIN);
+        struct matrix *gate_up = e < 0 ? &l->shared[0] : &l->gate_up[e],
+                      *down = e < 0 ? &l->shared[1] : &l->down[e];
+        *gate_up = device_matrix(gate_up_seed(e), 2 * s.ffn, s.hidden, form[e >= 0], MATRIX_INTERLEAVE);
+        *down = device_matrix(gate_up_seed(e) + 1, s.hidden, s.ffn, form[e >= 0], MATRIX_PLAIN);
+        /* so far apart that another expert's shows: inputs reach 1, hidden ones hidden / 2^15 or so */
+        gate_up->input_scale = ldexpf(0.8f / 448, 3 * ((e + 1) % 4 - 3));
+        down->input_scale = ldexpf((float)s.hidden / 448, 3 * ((e + 1) % 4 - 3) - 14);
     }
     free(ones);
 }
@@ -118,7 +121,7 @@ struct result {
 
 /* Rows [first, first + rows) of the test through the layer. */
 static struct result run(const struct layer *l, const int *expert, const float *score, int first, int rows,
-                         int round)
+                         enum rounding round)
 {
     const struct shape *s = &l->s;
     const size_t n = (size_t)rows * (size_t)s->hidden, tiles = (size_t)((s->hidden + 15) / 16),
@@ -179,50 +182,55 @@ static void choose(const struct shape *s, enum company how, int *expert, float *
         }
 }
 
-/* A row of inputs as a product sees it: rounded by its maximum, or as it is. */
-static void input_row(int row, int k, int rounded, double *to)
+/* A row of inputs times `score` as a product sees it: as it is, or rounded before the score or, by a static
+ * scale, after it. */
+static void input_row(int row, int k, float score, int rounded, float fixed, double *to)
 {
     float *x = alloc((size_t)k * sizeof *x), scale = 1;
     for (int i = 0; i < k; i++)
-        x[i] = input(row, i);
+        x[i] = fixed > 0 ? input(row, i) * score : input(row, i);
     if (rounded)
-        quantise_ref(&(struct quantise){.x = x, .scale = &scale, .rows = 1, .k = k});
+        quantise_ref(&(struct quantise){.x = x, .scale = &scale, .rows = 1, .k = k, .fixed = fixed});
     for (int i = 0; i < k; i++)
-        to[i] = (double)x[i] * (double)scale;
+        to[i] = (double)x[i] * (double)scale * (fixed > 0 ? 1 : (double)score);
     free(x);
 }
 
 /* How h is kept: off by `unit` of itself and, where it is below the form's normal numbers, by `least`;
- * rounded to E4M3 by 2^-4 more and by half of its smallest step. */
-static void keep_hidden(const double *h, double *bad, int n, double unit, double least, int rounded)
+ * rounded to E4M3 by 2^-4 more and by half of its smallest step. Beyond 448 static scales h ends. */
+static void keep_hidden(double *h, double *bad, int n, double unit, double least, int rounded, double fixed)
 {
     double most = 0;
     for (int j = 0; j < n; j++) {
         bad[j] += unit * (fabs(h[j]) + bad[j]) + least;
         most = fmax(most, fabs(h[j]) + bad[j]);
     }
-    for (int j = 0; rounded && j < n; j++)
-        bad[j] += 0x1p-4 * (fabs(h[j]) + bad[j]) + 0x1p-10 * most / 448;
+    for (int j = 0; rounded && j < n; j++) {
+        const double scale = fixed > 0 ? fixed : most / 448, end = 448 * scale;
+        h[j] = fixed > 0 ? fmax(-end, fmin(h[j], end)) : h[j];
+        bad[j] += 0x1p-4 * (fabs(h[j]) + bad[j]) + 0x1p-10 * scale;
+    }
 }
 
 /* What expert e (-1: the shared one) gives to all outputs of a row, and how far off f32 sums and a rounded h
  * may be: each sum of k terms by k 2^-23 of its terms' magnitudes, silu by 1.1 times what its argument is
  * off.
  */
-static void expert_exact(const struct layer *l, int e, int row, double score, int round, double *sum,
+static void expert_exact(const struct layer *l, int e, int row, float score, enum rounding round, double *sum,
                          double *off)
 {
+    const struct matrix *gate_up = e < 0 ? &l->shared[0] : &l->gate_up[e],
+                        *down = e < 0 ? &l->shared[1] : &l->down[e];
     const struct shape *s = &l->s;
     const int rounded = round && l->form[e >= 0] == MATRIX_FP8, f16 = act_form_of(l) == ACT_F16;
     double *h = alloc((size_t)s->ffn * sizeof *h), *bad = alloc((size_t)s->ffn * sizeof *bad),
            *x = alloc((size_t)s->hidden * sizeof *x);
-    input_row(row, s->hidden, rounded, x);
+    input_row(row, s->hidden, score, rounded, rounded && round == ROUND_STATIC ? gate_up->input_scale : 0, x);
     for (int j = 0; j < s->ffn; j++) {
         double v[2] = {0, 0}, all[2] = {0, 0};
         for (int part = 0; part < 2; part++)
             for (int i = 0; i < s->hidden; i++) {
-                const double t =
-                    score * (double)weight(gate_up_seed(e), s->hidden, j + part * s->ffn, i) * x[i];
+                const double t = (double)weight(gate_up_seed(e), s->hidden, j + part * s->ffn, i) * x[i];
                 v[part] += t;
                 all[part] += fabs(t);
             }
@@ -231,7 +239,8 @@ static void expert_exact(const struct layer *l, int e, int row, double score, in
         bad[j] =
             1.1 * by * all[0] * (fabs(v[1]) + by * all[1]) + fabs(silu) * by * all[1] + fabs(h[j]) * 0x1p-20;
     }
-    keep_hidden(h, bad, s->ffn, f16 ? 0x1p-11 : 0x1p-8, 0x1p-25, rounded);
+    keep_hidden(h, bad, s->ffn, f16 ? 0x1p-11 : 0x1p-8, 0x1p-25, rounded,
+                round == ROUND_STATIC ? (double)down->input_scale : 0);
     for (int j = 0; j < s->hidden; j++)
         for (int i = 0; i < s->ffn; i++) {
             const double w = (double)weight(gate_up_seed(e) + 1, s->ffn, j, i);
@@ -241,19 +250,20 @@ static void expert_exact(const struct layer *l, int e, int row, double score, in
     free(h), free(bad), free(x);
 }
 
-static void check_row(const struct layer *l, const int *expert, const float *score, int row, int round,
-                      const float *y)
+static void check_row(const struct layer *l, const int *expert, const float *score, int row,
+                      enum rounding round, const float *y)
 {
     const struct shape *s = &l->s;
     double *sum = alloc((size_t)s->hidden * sizeof *sum), *off = alloc((size_t)s->hidden * sizeof *off),
            worst = 0;
-    char what[128];
+    static const char *const names[] = {"", ", rounded", ", rounded by static scales"};
+    char what[160];
     snprintf(what, sizeof what, "[%d, %d] %d experts, top %d, forms %d and %d%s, row %d", s->hidden, s->ffn,
-             s->experts, s->top_k, (int)l->form[0], (int)l->form[1], round ? ", rounded" : "", row);
+             s->experts, s->top_k, (int)l->form[0], (int)l->form[1], names[round], row);
     expert_exact(l, -1, row, 1, round, sum, off);
     for (int j = row * s->top_k; j < (row + 1) * s->top_k; j++)
         if (expert[j] >= 0)
-            expert_exact(l, expert[j], row, (double)score[j], round, sum, off);
+            expert_exact(l, expert[j], row, score[j], round, sum, off);
     for (int j = 0; j < s->hidden; j++) {
         const double want = sum[j] + (double)stream(row, j),
                      bound = off[j] + 8 * 0x1p-24 * (fabs(want) + fabs(sum[j]) + 1),
@@ -283,7 +293,7 @@ static void same_row(const struct layer *l, const struct result *all, const stru
                   "%s: hidden %zu, row %d: the sums of squares differ", what, hidden, row);
 }
 
-static void company_changes_nothing(const struct layer *l, int round)
+static void company_changes_nothing(const struct layer *l, enum rounding round)
 {
     static const int batches[][2] = {{0, 64}, {3, 2}, {8, 9}, {5, 17}, {1, 8}, {20, 33}};
     static const char *const names[] = {"all different", "all the same", "mixed"};
@@ -311,9 +321,9 @@ START_TEST(a_layer_is_its_exact_sums_and_company_changes_nothing)
 {
     static struct layer l;
     layer_make(&l, shapes[_i / N_FORMS], forms[_i % N_FORMS]);
-    company_changes_nothing(&l, 0);
-    if (l.form[0] == MATRIX_FP8 || l.form[1] == MATRIX_FP8)
-        company_changes_nothing(&l, 1);
+    const int fp8 = l.form[0] == MATRIX_FP8 || l.form[1] == MATRIX_FP8;
+    for (int round = ROUND_NONE; round <= (fp8 ? ROUND_STATIC : ROUND_NONE); round++)
+        company_changes_nothing(&l, (enum rounding)round);
     layer_free(&l);
 }
 END_TEST
