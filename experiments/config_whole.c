@@ -12,7 +12,7 @@ int config_scores(const struct config *c)
 
 static enum model_numbers numbers(const char *word)
 {
-    return !strcmp(word, "fp8") ? MODEL_FP8 : MODEL_BF16;
+    return !strcmp(word, "fp8") ? MODEL_FP8 : !strcmp(word, "fp8-static") ? MODEL_FP8_STATIC : MODEL_BF16;
 }
 
 struct model_opts config_numbers(const struct config *c)
@@ -41,8 +41,8 @@ void config_describe(const struct config *c, FILE *out)
         return;
     }
     for (int i = 0; i < 3; i++)
-        if (numbers(kept[i]) == MODEL_FP8)
-            fprintf(out, "%s%s fp8", n++ ? ", " : "", what[i]);
+        if (numbers(kept[i]) != MODEL_BF16)
+            fprintf(out, "%s%s %s", n++ ? ", " : "", what[i], kept[i]);
     if (n == 0)
         fputs("bf16", out);
 }

@@ -459,6 +459,7 @@ START_TEST(a_cell_that_contradicts_itself_is_refused)
          1, ERR_CONFIG},
         {"model: {path: m, weights: fp8, activations: fp8, kv: fp8}", "", 0, 0},
         {"model: {path: m, kv: fp8}", "", 0, 0},
+        {"model: {path: m, activations: fp8-static}", "", 0, 0},
         {"model: {path: m, activations: fp8}",
          "model.activations: fp8 activations are multiplied with fp8 weights: expected model.weights fp8", 0,
          ERR_CONFIG},
