@@ -265,7 +265,8 @@ enum {
     KEY_GPUS
 };
 
-static error_t parse_option(int key, char *arg, struct argp_state *state)
+/* What is measured, and what it is projected to. */
+static error_t parse_model_option(int key, char *arg, struct argp_state *state)
 {
     struct bench *b = state->input;
     switch (key) {
@@ -298,6 +299,28 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case KEY_KV:
         b->numbers.kv = parse_numbers(state, "kv", arg, MODEL_FP8);
         break;
+    case KEY_PROJECT:
+        b->project = arg;
+        break;
+    case KEY_AL:
+        b->al = parse_real(state, "al", arg, 1, 1000);
+        break;
+    case KEY_DRAFT:
+        b->draft_ms = parse_real(state, "draft-ms", arg, 0, 1000);
+        break;
+    case KEY_COLLECTIVE:
+        b->collective_us = parse_real(state, "collective-us", arg, 0.01, 1e6);
+        break;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+    return 0;
+}
+
+static error_t parse_option(int key, char *arg, struct argp_state *state)
+{
+    struct bench *b = state->input;
+    switch (key) {
     case 'r':
         parse_list(state, "rows", arg, 1, BENCH_BULK_ROWS, &b->rows);
         break;
@@ -315,18 +338,6 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         break;
     case 'e':
         b->eager = 1;
-        break;
-    case KEY_PROJECT:
-        b->project = arg;
-        break;
-    case KEY_AL:
-        b->al = parse_real(state, "al", arg, 1, 1000);
-        break;
-    case KEY_DRAFT:
-        b->draft_ms = parse_real(state, "draft-ms", arg, 0, 1000);
-        break;
-    case KEY_COLLECTIVE:
-        b->collective_us = parse_real(state, "collective-us", arg, 0.01, 1e6);
         break;
     case KEY_WORLD:
         b->world = parse_one(state, "world", arg, 1, COMM_WORLD_MAX);
@@ -359,7 +370,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         finish_options(state, b);
         break;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return parse_model_option(key, arg, state);
     }
     return 0;
 }

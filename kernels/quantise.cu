@@ -6,7 +6,6 @@
  * roof     none that matters: 8 rows of 14336 are 0.5 MB, the chain load, maximum, store is the cost */
 #include "kernels/quantise.cuh"
 #include "kernels/cuda.h"
-#include "kernels/fp8.h"
 #include "kernels/launch.cuh"
 
 enum { MAX_THREADS = 512, KEEP = 8 };
@@ -19,12 +18,6 @@ struct quantise_args {
     int k;
     float fixed, eps;
 };
-
-template <int F> static __device__ float largest(float most, uint2 v)
-{
-    const float2 a = quantise_floats<F>(v.x), b = quantise_floats<F>(v.y);
-    return fmaxf(most, fmaxf(fmaxf(fabsf(a.x), fabsf(a.y)), fmaxf(fabsf(b.x), fabsf(b.y))));
-}
 
 /* Over the block, in every thread. */
 static __device__ float block_largest(float v)
@@ -63,11 +56,11 @@ static __global__ void __launch_bounds__(MAX_THREADS) quantise_kernel(const stru
     }
 #pragma unroll
     for (int i = 0; i < KEEP; i++)
-        most = largest<F>(most, kept[i]);
+        most = quantise_largest<F>(most, kept[i]);
     for (int quad = (int)threadIdx.x + KEEP * threads; quad < quads; quad += threads)
-        most = largest<F>(most, from[quantise_word(quad)]);
+        most = quantise_largest<F>(most, from[quantise_word(quad)]);
     most = block_largest(most);
-    const float by = most > 0 ? __fdiv_rn(most, FP8_MAX) : 1.0f;
+    const float by = quantise_scale(most);
     if (threadIdx.x == 0)
         a.scale[row] = by;
 #pragma unroll

@@ -3,6 +3,7 @@
 #ifndef KERNELS_QUANTISE_CUH
 #define KERNELS_QUANTISE_CUH
 #include "kernels/act.h"
+#include "kernels/fp8.h"
 #include "kernels/norm.cuh"
 
 template <int F> static __device__ float2 quantise_floats(uint32_t pair)
@@ -11,8 +12,20 @@ template <int F> static __device__ float2 quantise_floats(uint32_t pair)
                         : __bfloat1622float2(*(const __nv_bfloat162 *)&pair);
 }
 
+template <int F> static __device__ float quantise_largest(float most, uint2 v)
+{
+    const float2 a = quantise_floats<F>(v.x), b = quantise_floats<F>(v.y);
+    return fmaxf(most, fmaxf(fmaxf(fabsf(a.x), fabsf(a.y)), fmaxf(fabsf(b.x), fabsf(b.y))));
+}
+
+/* Of a row whose largest number is `most`. */
+static inline __device__ float quantise_scale(float most)
+{
+    return most > 0 ? __fdiv_rn(most, FP8_MAX) : 1.0f;
+}
+
 /* Quad q stands in lane q % 4 of the row's four, of step q / 4: a step is 32 words. */
-static __device__ size_t quantise_word(int quad)
+static inline __device__ size_t quantise_word(int quad)
 {
     return (size_t)(quad / 4) * 32 + (size_t)(quad % 4);
 }
@@ -33,7 +46,7 @@ template <int F> static __device__ uint32_t quantise_pair(float2 x, float scale)
 }
 
 /* What a row of a normed act is short of: 1 / rms of its squares [steps], by each whole warp; NULL: nothing. */
-static __device__ float quantise_short(const float *square, int steps, int k, float eps)
+static inline __device__ float quantise_short(const float *square, int steps, int k, float eps)
 {
     float sum;
     if (!square)
