@@ -1,10 +1,12 @@
 /* run_model: opening in the order that fails fastest: tokenizer and template before the weights. */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "experiments/run_model.h"
+#include "engine/calibrate.h"
 #include "engine/clock.h"
 #include "engine/err.h"
 #include "engine/log.h"
 #include "experiments/config_whole.h"
+#include "experiments/file.h"
 #include "experiments/git_commit.h" /* made by the build: SPECBED_GIT_COMMIT */
 #include "experiments/record_file.h"
 #include "experiments/record_meta.h"
@@ -26,6 +28,29 @@ static int load_weights(struct run_model *m, const struct config *cfg)
     return model_synthetic(&m->model, &m->be, &shape, (uint64_t)cfg->model.synthetic_seed, &numbers);
 }
 
+enum { CALIBRATION_BYTES = 1 << 24 };
+
+/* Static scales from the text that cfg names, where it names one. */
+static int calibrate(struct run_model *m, const struct config *cfg)
+{
+    const char *path = cfg->model.calibration;
+    char *text = NULL;
+    size_t bytes = 0;
+    int *ids = NULL, n = 0, cap = 0;
+    if (!path[0])
+        return 0;
+    int rc = file_read(path, CALIBRATION_BYTES, &text, &bytes);
+    if (rc == 0)
+        rc = tokenizer_encode(m->tokenizer, text, bytes, 0, &ids, &n, &cap);
+    if (rc == 0)
+        rc = model_calibrate(&m->model, ids, n);
+    if (rc)
+        err_context("measuring activations over '%s'", path);
+    free(text);
+    free(ids);
+    return rc;
+}
+
 static int open_parts(struct run_model *m, const struct config *cfg)
 {
     struct backend_opts device = {.threads = cfg->device.threads,
@@ -38,6 +63,7 @@ static int open_parts(struct run_model *m, const struct config *cfg)
     TRY(backend_open(&m->be, cfg->device.kind, &device));
     log_info("device: %s", m->be.device);
     TRY(load_weights(m, cfg));
+    TRY(calibrate(m, cfg));
     log_info("model: ready after %.2f s, %.1f MiB on the device, weights %016llx, template %s",
              1e-9 * (double)(clock_ns() - start), (double)m->be.allocated / (1 << 20),
              (unsigned long long)m->model.fingerprint, chat_name(m->chat.kind));
@@ -52,10 +78,10 @@ static int open_parts(struct run_model *m, const struct config *cfg)
 static char *key_of(const struct config *cfg)
 {
     char *key = NULL;
-    if (asprintf(&key, "%s\n%s %ld %.17g\n%s %s %s\n%s %d\n%s %d %d\n%s", cfg->model.path, cfg->model.synthetic,
+    if (asprintf(&key, "%s\n%s %ld %.17g\n%s %s %s\n%s %d\n%s %d %d\n%s\n%s", cfg->model.path, cfg->model.synthetic,
                  cfg->model.synthetic_seed, cfg->synthetic.expert_skew, cfg->model.weights, cfg->model.activations, cfg->model.kv,
                  cfg->device.kind, cfg->device.index, cfg->device.isa, cfg->device.threads, cfg->device.graph,
-                 cfg->workload.template) < 0)
+                 cfg->workload.template, cfg->model.calibration) < 0)
         return NULL;
     return key;
 }
