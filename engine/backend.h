@@ -85,12 +85,12 @@ struct backend_ops {
     int  (*moe)(struct backend *be, const struct moe *a);
     int  (*kv_move)(struct backend *be, const struct kv_move *a);
     int  (*logits)(struct backend *be, const struct logits *a);
-    /* Make this backend a rank of c's group, with room for parts of so many bytes (struct reduce, struct gather); every rank calls it, each from
+    /* Make this backend a rank of c's group, with room for parts of so many bytes (struct reduce, struct allgather); every rank calls it, each from
      * its own thread, while nothing is under way, and again with c = &be->comm when parts grow (fewer bytes change nothing). From then on sync
      * and poll also report the failure of another rank, within c's patience. */
     int  (*join)(struct backend *be, const struct comm *c, size_t bytes);
     int  (*reduce)(struct backend *be, const struct reduce *a);
-    int  (*gather)(struct backend *be, const struct gather *a);
+    int  (*allgather)(struct backend *be, const struct allgather *a);
     /* The operations of a step around its pass; kernels/step.h. */
     int  (*ngram)(struct backend *be, const struct ngram *a);
     int  (*step_plan)(struct backend *be, const struct step *s, int rows);

@@ -223,11 +223,11 @@ static int run_head(const struct forward *f, unsigned flags)
     struct model *m = f->model;
     const int partial = model_is_part(m);
     const struct gemm head = product_of_norm(f, &m->head, partial ? f->scratch->part_logits : f->logits);
-    const struct gather gather = {.part = f->scratch->part_logits,
-                                  .whole = f->logits,
-                                  .rows = f->rows.n,
-                                  .n = m->cfg.vocab,
-                                  .each = m->part.vocab_each};
+    const struct allgather allgather = {.part = f->scratch->part_logits,
+                                        .whole = f->logits,
+                                        .rows = f->rows.n,
+                                        .n = m->cfg.vocab,
+                                        .each = m->part.vocab_each};
     const struct logits stats = {.logits = f->logits,
                                  .out = f->stats,
                                  .rows = f->rows.n,
@@ -236,7 +236,7 @@ static int run_head(const struct forward *f, unsigned flags)
                                  .with_entropy = (flags & FORWARD_ENTROPY) != 0};
     TRY(m->be->ops->gemm(m->be, &head));
     if (partial)
-        TRY(m->be->ops->gather(m->be, &gather));
+        TRY(m->be->ops->allgather(m->be, &allgather));
     return m->be->ops->logits(m->be, &stats);
 }
 

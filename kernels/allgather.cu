@@ -1,4 +1,4 @@
-/* gather: every rank sends its columns to every other. A rank whose part is the shorter has less to send in the
+/* allgather: every rank sends its columns to every other. A rank whose part is the shorter has less to send in the
  * last piece, but never nothing: see inbox.cuh.
  * launch   blocks of 64..512 threads, a thread four numbers at a time
  * moves    8 rows n bytes here, rows each 4 over the links for each other rank */
@@ -49,7 +49,7 @@ static __device__ void place(const struct gathering &g, const struct reduce_way 
     }
 }
 
-static __global__ void __launch_bounds__(INBOX_THREADS) gather_kernel(struct gathering g, struct reduce_way w)
+static __global__ void __launch_bounds__(INBOX_THREADS) allgather_kernel(struct gathering g, struct reduce_way w)
 {
     const int at = (int)(blockIdx.x * blockDim.x + threadIdx.x), stride = (int)(gridDim.x * blockDim.x);
     const int own = columns(g, w, w.rank), mine = sends(g, own);
@@ -85,7 +85,7 @@ static __global__ void __launch_bounds__(INBOX_THREADS) gather_kernel(struct gat
     }
 }
 
-KERN_API int gather_cuda(const struct gather *a, const struct reduce_way *w, void *stream)
+KERN_API int allgather_cuda(const struct allgather *a, const struct reduce_way *w, void *stream)
 {
     const size_t vectors = ((size_t)a->rows * (size_t)a->each + 3) / 4;
     struct gathering g = {};
@@ -99,13 +99,13 @@ KERN_API int gather_cuda(const struct gather *a, const struct reduce_way *w, voi
         g.first = (int)at;
         g.vectors = inbox_piece(w, vectors - at);
         const struct launch l = inbox_launch(w, g.vectors, stream);
-        rc = launch_kernel(&l, gather_kernel, g, *w);
+        rc = launch_kernel(&l, allgather_kernel, g, *w);
     }
     return rc;
 }
 
-KERN_API int gather_cuda_load(void)
+KERN_API int allgather_cuda_load(void)
 {
     cudaFuncAttributes attributes;
-    return (int)cudaFuncGetAttributes(&attributes, (const void *)gather_kernel);
+    return (int)cudaFuncGetAttributes(&attributes, (const void *)allgather_kernel);
 }
