@@ -6,6 +6,7 @@
 #include "kernels/accept.h"
 #include "kernels/attention.h"
 #include "kernels/embed.h"
+#include "kernels/gather.h"
 #include "kernels/gemm.h"
 #include "kernels/logits.h"
 #include "kernels/moe.h"
@@ -14,6 +15,7 @@
 #include "kernels/quantise.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/step.h"
+#include "kernels/top.h"
 #include <stdio.h>
 
 struct backend;
@@ -77,6 +79,8 @@ struct backend_ops {
     int  (*moe)(struct backend *be, const struct moe *a);
     int  (*kv_move)(struct backend *be, const struct kv_move *a);
     int  (*logits)(struct backend *be, const struct logits *a);
+    int  (*gather)(struct backend *be, const struct gather *a);
+    int  (*top)(struct backend *be, const struct top *a);
     /* The operations of a step around its pass; kernels/step.h. */
     int  (*ngram)(struct backend *be, const struct ngram *a);
     int  (*step_plan)(struct backend *be, const struct step *s, int rows);

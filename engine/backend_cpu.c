@@ -354,6 +354,19 @@ static int cpu_logits(struct backend *be, const struct logits *a)
     return 0;
 }
 
+static int cpu_gather(struct backend *be, const struct gather *a)
+{
+    launch(be)->gather(a);
+    return 0;
+}
+
+static int cpu_top(struct backend *be, const struct top *a)
+{
+    be->launches++;
+    top_ref(a);
+    return 0;
+}
+
 static void stamp_first(int64_t *begin)
 {
     if (*begin == 0)
@@ -512,6 +525,8 @@ const struct backend_ops backend_cpu = {
     .moe = cpu_moe,
     .kv_move = cpu_kv_move,
     .logits = cpu_logits,
+    .gather = cpu_gather,
+    .top = cpu_top,
     .ngram = cpu_ngram,
     .step_plan = cpu_step_plan,
     .step_commit = cpu_step_commit,

@@ -189,6 +189,18 @@ static int cuda_logits(struct backend *be, const struct logits *a)
                          (struct cuda_launch){"logits", a->rows, a->vocab, a->vocab});
 }
 
+static int cuda_gather(struct backend *be, const struct gather *a)
+{
+    return cuda_launched(be, gather_cuda(a, cuda_of(be)->stream),
+                         (struct cuda_launch){"gather", a->rows, a->dim, a->dim});
+}
+
+static int cuda_top(struct backend *be, const struct top *a)
+{
+    return cuda_launched(be, top_cuda(a, cuda_of(be)->stream),
+                         (struct cuda_launch){"top", a->rows, a->vocab, a->k});
+}
+
 static int cuda_ngram(struct backend *be, const struct ngram *a)
 {
     return cuda_launched(be, ngram_cuda(a, cuda_of(be)->stream),
@@ -299,6 +311,8 @@ const struct backend_ops backend_cuda = {
     .moe = cuda_moe,
     .kv_move = cuda_kv_move,
     .logits = cuda_logits,
+    .gather = cuda_gather,
+    .top = cuda_top,
     .ngram = cuda_ngram,
     .step_plan = cuda_step_plan,
     .step_commit = cuda_step_commit,

@@ -23,76 +23,32 @@ static struct weight_want want_of(const char *prefix, const char *name, int n, i
     return w;
 }
 
-/* Columns [first, first + k) of each part, stacked, to one matrix. */
-static int pack_columns(struct loading *l, struct matrix *out, const struct weight *part, int n_parts,
-                        int first, int k)
+/* The tensors, one below the other. */
+static int load_stacked(struct loading *l, struct matrix *out, const struct weight_want *want, int n_parts,
+                        enum matrix_flags flags)
 {
-    struct matrix_part cut[PARTS_MAX];
-    void *copy[PARTS_MAX] = {NULL};
+    struct weight got[PARTS_MAX] = {{.tensor = NULL}};
+    struct matrix_part part[PARTS_MAX];
     int rc = 0;
-    for (int i = 0; i < n_parts; i++) {
-        const size_t size = dtype_size(part[i].part.dtype), row = (size_t)k * size;
-        const size_t stride = (size_t)(part[i].tensor ? part[i].tensor->shape[1] : (size_t)k) * size;
-        cut[i] = part[i].part;
-        if (!part[i].tensor || stride == row)
-            continue;
-        copy[i] = malloc((size_t)cut[i].n * row);
-        for (int r = 0; copy[i] && r < cut[i].n; r++)
-            memcpy((char *)copy[i] + (size_t)r * row,
-                   (const char *)cut[i].data + (size_t)r * stride + (size_t)first * size, row);
-        cut[i].data = copy[i];
-        rc = copy[i] ? rc : ERR_SET(ERR_MEMORY, "head: out of memory for a part of %zu bytes", row);
+    for (int i = 0; i < n_parts && rc == 0; i++) {
+        rc = weights_matrix(&l->from, &want[i], &got[i]);
+        part[i] = got[i].part;
     }
-    const struct matrix_source source = {.parts = cut, .n_parts = n_parts, .k = k};
+    const struct matrix_source source = {.parts = part,
+                                         .n_parts = n_parts,
+                                         .k = want[0].k,
+                                         .flags = flags,
+                                         .head_dim = flags == MATRIX_ROTARY ? l->h->cfg.head_dim : 0};
     if (rc == 0)
         rc = l->h->be->ops->matrix(l->h->be, out, &source);
     for (int i = 0; i < n_parts; i++)
-        free(copy[i]);
-    return rc;
-}
-
-/* Parts [n, count * k] of the file become `count` matrices, one of each stretch of k columns. */
-static int load_split(struct loading *l, struct matrix *const *out, int count, struct weight_want *want,
-                      int n_parts, int k)
-{
-    int rc = 0;
-    for (int i = 0; i < count && rc == 0; i++) {
-        struct weight got[PARTS_MAX] = {{.tensor = NULL}};
-        for (int p = 0; p < n_parts && rc == 0; p++) {
-            want[p].k = l->ckpt ? count * k : k;
-            rc = weights_matrix(&l->from, &want[p], &got[p]);
-        }
-        if (rc == 0)
-            rc = pack_columns(l, out[i], got, n_parts, i * k, k);
-        for (int p = 0; p < n_parts; p++)
-            weights_drop(&l->from, &got[p]);
-    }
+        weights_drop(&l->from, &got[i]);
     return rc;
 }
 
 static int load_plain(struct loading *l, struct matrix *out, struct weight_want want)
 {
-    return load_split(l, &out, 1, &want, 1, want.k);
-}
-
-static int load_gate_up(struct loading *l)
-{
-    const struct head_config *c = &l->h->cfg;
-    struct weight got[2] = {{.tensor = NULL}};
-    struct weight_want want[2] = {want_of(l->layer, "mlp.gate_proj", c->ffn, c->hidden),
-                                  want_of(l->layer, "mlp.up_proj", c->ffn, c->hidden)};
-    int rc = weights_matrix(&l->from, &want[0], &got[0]);
-    if (rc == 0)
-        rc = weights_matrix(&l->from, &want[1], &got[1]);
-    if (rc == 0) {
-        const struct matrix_part parts[] = {got[0].part, got[1].part};
-        const struct matrix_source source = {
-            .parts = parts, .n_parts = 2, .k = c->hidden, .flags = MATRIX_INTERLEAVE};
-        rc = l->h->be->ops->matrix(l->h->be, &l->h->gate_up, &source);
-    }
-    weights_drop(&l->from, &got[0]);
-    weights_drop(&l->from, &got[1]);
-    return rc;
+    return load_stacked(l, out, &want, 1, MATRIX_PLAIN);
 }
 
 static int upload_floats(struct backend *be, const float *values, int n, float **out)
@@ -122,15 +78,15 @@ static int load_matrices(struct loading *l)
     struct head *h = l->h;
     const struct head_config *c = &h->cfg;
     const int q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
-    struct matrix *const fc[] = {&h->fc[0], &h->fc[1], &h->fc[2]}, *const qkv[] = {&h->qkv_e, &h->qkv_g};
-    struct weight_want fuse = want_of("", "fc", c->hidden, 0);
-    struct weight_want parts[] = {want_of(l->layer, "self_attn.q_proj", q, 0),
-                                  want_of(l->layer, "self_attn.k_proj", kv, 0),
-                                  want_of(l->layer, "self_attn.v_proj", kv, 0)};
-    TRY(load_split(l, fc, HEAD_TAPS, &fuse, 1, c->target_hidden));
-    TRY(load_split(l, qkv, 2, parts, 3, c->hidden));
+    const struct weight_want qkv[] = {want_of(l->layer, "self_attn.q_proj", q, 2 * c->hidden),
+                                      want_of(l->layer, "self_attn.k_proj", kv, 2 * c->hidden),
+                                      want_of(l->layer, "self_attn.v_proj", kv, 2 * c->hidden)},
+                             gate_up[] = {want_of(l->layer, "mlp.gate_proj", c->ffn, c->hidden),
+                                          want_of(l->layer, "mlp.up_proj", c->ffn, c->hidden)};
+    TRY(load_plain(l, &h->fc, want_of("", "fc", c->hidden, HEAD_TAPS * c->target_hidden)));
+    TRY(load_stacked(l, &h->qkv, qkv, 3, MATRIX_ROTARY));
     TRY(load_plain(l, &h->o, want_of(l->layer, "self_attn.o_proj", c->hidden, q)));
-    TRY(load_gate_up(l));
+    TRY(load_stacked(l, &h->gate_up, gate_up, 2, MATRIX_INTERLEAVE));
     TRY(load_plain(l, &h->down, want_of(l->layer, "mlp.down_proj", c->hidden, c->ffn)));
     if (!l->ckpt || checkpoint_has(l->ckpt, "lm_head.weight"))
         TRY(load_plain(l, &h->lm_head, want_of("", "lm_head", c->vocab, c->hidden)));
@@ -234,6 +190,15 @@ static int load_vocabulary(struct loading *l)
     return checkpoint_has(l->ckpt, "t2d") ? check_t2d(l) : 0;
 }
 
+static int upload_vocabulary(struct head *h)
+{
+    const size_t bytes = (size_t)h->cfg.vocab * sizeof *h->d2t;
+    void *p = NULL;
+    TRY(h->be->ops->alloc(h->be, bytes, &p));
+    h->ids = p;
+    return h->be->ops->upload(h->be, p, h->d2t, bytes);
+}
+
 static int load(struct loading *l)
 {
     struct head *h = l->h;
@@ -246,6 +211,7 @@ static int load(struct loading *l)
     TRY(load_matrices(l));
     TRY(load_norms(l));
     TRY(load_vocabulary(l));
+    TRY(upload_vocabulary(h));
     model_config_inv_freq(&rope, inv_freq);
     TRY(upload_floats(h->be, inv_freq, h->cfg.head_dim / 2, &h->inv_freq));
     return l->ckpt ? checkpoint_unused(l->ckpt, 0) : 0;
@@ -280,10 +246,10 @@ void head_close(struct head *h)
 {
     struct backend *be = h->be;
     if (be) {
-        void *const lent[] = {h->fc[0].data, h->fc[1].data,   h->fc[2].data, h->qkv_e.data, h->qkv_g.data,
-                              h->o.data,     h->gate_up.data, h->down.data,  h->embed.data, h->lm_head.data,
-                              h->fc_norm[0], h->fc_norm[1],   h->fc_norm[2], h->embed_norm, h->hidden_norm,
-                              h->ffn_norm,   h->norm,         h->inv_freq};
+        void *const lent[] = {h->fc.data,    h->qkv.data,   h->o.data,       h->gate_up.data,
+                              h->down.data,  h->embed.data, h->lm_head.data, h->fc_norm[0],
+                              h->fc_norm[1], h->fc_norm[2], h->embed_norm,   h->hidden_norm,
+                              h->ffn_norm,   h->norm,       h->inv_freq,     h->ids};
         for (size_t i = 0; i < sizeof lent / sizeof *lent; i++)
             be->ops->release(be, lent[i]);
     }

@@ -64,7 +64,7 @@ struct draft_seen {
 /* Where the features of a pass lie, and of which layers: see struct forward_tap. */
 struct draft_hidden {
     int layer[3];
-    const float *rows; /* [3, max_rows, hidden], lent for the life of the loop */
+    const float *rows; /* backend memory [3, max_rows, hidden], lent for the life of the loop */
     int max_rows;
 };
 

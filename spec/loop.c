@@ -64,10 +64,8 @@ static int prefill(struct spec *s, int slot, const int *tokens, int n)
     for (int at = 0, len; at < n; at += len) {
         len = loop_min(s->prefill_block - at % s->prefill_block, n - at);
         TRY(forward_prefill(&s->fwd, slot, tokens + at, len));
-        if (s->opts.draft->needs & DRAFT_HIDDEN) {
-            TRY(be->ops->sync(be));
+        if (s->opts.draft->needs & DRAFT_HIDDEN)
             TRY(s->opts.draft->prefilled(s->draft, slot, tokens + at, at, len));
-        }
     }
     return be->ops->stamp(be, &clock[1]);
 }

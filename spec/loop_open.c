@@ -128,8 +128,7 @@ static int open_tap(struct spec *s)
     struct backend *be = s->model->be;
     const size_t floats = FORWARD_TAPS * (size_t)s->fwd.max_rows * (size_t)s->model->cfg.hidden;
     void *out = NULL;
-    TRY(be->ops->alloc_host(be, floats * sizeof(float), &out));
-    s->bytes += floats * sizeof(float);
+    TRY(be->ops->alloc(be, floats * sizeof(float), &out));
     s->fwd.tap.out = out;
     s->hidden = (struct draft_hidden){.rows = out, .max_rows = s->fwd.max_rows};
     s->opts.draft->tap(s->draft, &s->hidden);

@@ -69,19 +69,17 @@ static void add_product(const struct matrix *w, const double *x, double *y)
  * zeroed. */
 static void reference(const struct head *h, const struct head_pass *p, int token, double *logits)
 {
-    double g[H] = {0}, e[H], ne[H], ng[H], qkv[(HEADS + 2 * KV) * DIM] = {0}, attended[HEADS * DIM], last[H];
-    for (int t = 0; t < HEAD_TAPS; t++) {
-        double a[H];
+    double g[H] = {0}, e[H], u[2 * H], qkv[(HEADS + 2 * KV) * DIM] = {0}, attended[HEADS * DIM], last[H],
+           a[HEAD_TAPS * H];
+    for (int t = 0; t < HEAD_TAPS; t++)
         for (int i = 0; i < H; i++)
-            a[i] = (double)p->feature[t * p->max_rows * H + i];
-        add_product(&h->fc[t], a, g);
-    }
+            a[t * H + i] = (double)p->feature[t * p->max_rows * H + i];
+    add_product(&h->fc, a, g);
     for (int i = 0; i < H; i++)
         e[i] = (double)matrix_at(&toy.model.embed, token, i);
-    norm(e, h->embed_norm, ne);
-    norm(g, h->hidden_norm, ng);
-    add_product(&h->qkv_e, ne, qkv);
-    add_product(&h->qkv_g, ng, qkv);
+    norm(e, h->embed_norm, u);
+    norm(g, h->hidden_norm, u + H);
+    add_product(&h->qkv, u, qkv);
     for (int i = 0; i < HEADS * DIM; i++)
         attended[i] = qkv[(HEADS + KV) * DIM + i / DIM / (HEADS / KV) * DIM + i % DIM];
     add_product(&h->o, attended, g);
@@ -110,10 +108,10 @@ START_TEST(the_first_row_is_the_published_maths)
     for (int t = 0; t < HEAD_TAPS; t++)
         for (int i = 0; i < H; i++)
             p.feature[t * p.max_rows * H + i] = sinf((float)(t * H + i));
-    ck_assert_int_eq(head_pass_run(&p, &row, 1, 1), 0);
+    ck_assert_int_eq(head_pass_run(&p, &row, 1, HEAD_FEATURES), 0);
     reference(&h, &p, 5, expected);
-    /* five products of at most 64 terms in f32: 5 * 64 * 2^-24 relative, of logits below 16 */
-    ck_assert_double_lt(furthest(p.logits, expected), 5 * 64 * 0x1p-24 * 16);
+    /* five products of at most 192 terms in f32: 5 * 192 * 2^-24 relative, of logits below 16 */
+    ck_assert_double_lt(furthest(p.logits, expected), 5 * 192 * 0x1p-24 * 16);
     reference(&h, &p, 6, expected); /* the token of another position: the shift left out */
     ck_assert_double_gt(furthest(p.logits, expected), 0.01);
     head_pass_deinit(&p);
