@@ -239,13 +239,16 @@ static struct spec_opts opts_of(const struct toy_draft *d, struct toy_answer *pl
     return o;
 }
 
-enum { DRAFTS = 4 };
+enum { DRAFTS = 7, ON_DEVICE = 4 }; /* the first ones leave the host alone */
 static struct toy_draft draft_of(int i)
 {
     return i == 0   ? toy_draft("none", NULL)
            : i == 1 ? toy_draft("ngram", NULL)
            : i == 2 ? toy_draft("ngram", "min=1", "max=2", "match=1", "branches=3", NULL)
-                    : toy_draft("oracle", "accept=0.7", NULL);
+           : i == 3 ? toy_draft("oracle", "accept=0.7", NULL)
+           : i == 4 ? toy_draft("eagle3", "shape=0", NULL)
+           : i == 5 ? toy_draft("eagle3", "shape=1", "top_k=4", NULL)
+                    : toy_draft("eagle3", "shape=2", "top_k=3", NULL);
 }
 
 /* Plain decoding, one sequence at a time. */
@@ -273,7 +276,7 @@ START_TEST(a_step_waits_for_nothing_and_allocates_nothing)
     static struct toy_answer plain[TOY_REQUESTS];
     static int prompt[4][TOY_PROMPT];
     plain_answers(0, plain);
-    for (int d = 0; d < DRAFTS; d++) {
+    for (int d = 0; d < ON_DEVICE; d++) {
         const struct toy_draft draft = draft_of(d);
         const struct spec_opts o = opts_of(&draft, plain, 0);
         struct spec *s = NULL;
@@ -325,7 +328,7 @@ START_TEST(one_to_eight_at_once_are_each_as_alone)
     for (int i = 0; i < REQUESTS; i++)
         plain[i].n = max_tokens[i] = 1 + i * 7 % (TOY_ANSWER / 2);
     for (int slots = 1; slots <= 8; slots++)
-        for (int d = 0; d < DRAFTS; d++) {
+        for (int d = 0; d < (slots % 3 == 1 ? DRAFTS : ON_DEVICE); d++) {
             char what[64];
             const struct toy_draft draft = draft_of(d);
             struct spec_opts o = opts_of(&draft, plain, _i);
