@@ -206,7 +206,8 @@ static void eagle3_tap(void *self, struct draft_hidden *hidden)
 /* Of rows e->numbers[0..n) of x; -1: the row of y stays as it is. */
 static int gather(struct eagle3 *e, const float *x, float *y, int n, int dim)
 {
-    const struct gather a = {.x = x, .from = e->on.from, .y = y, .rows = n, .dim = dim, .threads = 1};
+    const struct gather a = {
+        .x = x, .from = e->on.from, .y = y, .k = dim, .rows = n, .dim = dim, .threads = 1};
     return e->be->ops->gather(e->be, &a);
 }
 

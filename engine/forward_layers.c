@@ -197,6 +197,7 @@ static int run_tap(const struct forward *f, int layer)
         const struct gather copy = {.x = f->scratch->x,
                                     .y = f->tap.out + (size_t)t * (size_t)f->max_rows * (size_t)hidden,
                                     .rows = f->rows.n,
+                                    .k = hidden,
                                     .dim = hidden,
                                     .threads = be->threads};
         if (f->tap.layer[t] == layer)

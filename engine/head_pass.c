@@ -144,6 +144,14 @@ static struct gather part_of(const struct head_pass *p, const float *x, const fl
                            .eps = p->head->cfg.rms_eps};
 }
 
+/* x = norm(x) with gain w */
+static int norm_stream(struct head_pass *p, const float *w)
+{
+    struct gather a = part_of(p, p->x, w, p->head->cfg.hidden, NULL, p->head->cfg.hidden, 0);
+    a.y = p->x;
+    return p->head->be->ops->gather(p->head->be, &a);
+}
+
 /* x = fc(features) */
 static int fuse(struct head_pass *p)
 {
@@ -159,19 +167,23 @@ static int fuse(struct head_pass *p)
     return h->be->ops->gemm(h->be, &fc);
 }
 
-/* norm(e) beside norm(g), and the stream that goes on from g. */
+/* norm(e) beside norm(g); the stream goes on from g or from its norm. */
 static int read_input(struct head_pass *p, const struct rows *rows)
 {
     const struct head *h = p->head;
+    const struct backend_ops *ops = h->be->ops;
     const int hidden = h->cfg.hidden;
     const struct embed embed = {
         .w = h->embed.data ? &h->embed : &h->target->embed, .token = rows->token, .y = p->e, .rows = p->n};
     const struct gather e = part_of(p, p->e, h->embed_norm, hidden, p->beside, 2 * hidden, 0);
     struct gather g = part_of(p, p->x, h->hidden_norm, hidden, p->beside, 2 * hidden, hidden);
-    g.y = h->cfg.norm_before_residual ? p->x : NULL;
-    TRY(h->be->ops->embed(h->be, &embed));
-    TRY(h->be->ops->gather(h->be, &e));
-    return h->be->ops->gather(h->be, &g);
+    TRY(ops->embed(h->be, &embed));
+    TRY(ops->gather(h->be, &e));
+    if (h->cfg.norm_before_residual) {
+        TRY(norm_stream(p, h->hidden_norm));
+        g.w = NULL;
+    }
+    return ops->gather(h->be, &g);
 }
 
 /* x += W y, then its norm with gain w. */
@@ -237,10 +249,8 @@ static int run_out(struct head_pass *p)
     const struct head *h = p->head;
     const struct gemm logits =
         product_of_norm(p, h->lm_head.data ? &h->lm_head : &h->target->head, p->logits);
-    struct gather next = part_of(p, p->x, h->norm, h->cfg.hidden, NULL, 0, 0);
-    next.y = p->x;
     TRY(h->be->ops->gemm(h->be, &logits));
-    return h->cfg.feed_normed ? h->be->ops->gather(h->be, &next) : 0;
+    return h->cfg.feed_normed ? norm_stream(p, h->norm) : 0;
 }
 
 int head_pass_enqueue(struct head_pass *p, const struct rows *rows, int reach, unsigned flags)

@@ -44,10 +44,10 @@ static __device__ float sum_of_squares(const float *x, int dim)
 /* Numbers i and i + 1 of the row; past its end they are what pads the act. */
 static __device__ void put(const struct gather &a, int row, int i, float low, float high)
 {
-    float *y = a.y ? a.y + (size_t)row * (size_t)a.dim : NULL;
-    if (y && i < a.dim) {
-        y[i] = low;
-        y[i + 1] = high;
+    if (a.y && i < a.dim) {
+        float *y = a.y + (size_t)row * (size_t)a.k + (size_t)(a.column + i);
+        y[0] = low;
+        y[1] = high;
     }
     if (a.act)
         *(uint32_t *)((uint16_t *)a.act + act_at(row, a.column + i, a.k)) =

@@ -8,10 +8,10 @@ void KERN_NAME(rmsnorm)(const struct rmsnorm *a);
 
 static void gather_row(const struct gather *a, int row, int from)
 {
-    const size_t dim = (size_t)a->dim;
+    const size_t dim = (size_t)a->dim, at = (size_t)row * (size_t)a->k + (size_t)a->column;
     const float *x = a->x + (size_t)from * dim;
-    float *y = a->y ? a->y + (size_t)row * dim : NULL;
-    float *act = a->act ? (float *)a->act + (size_t)row * (size_t)a->k + (size_t)a->column : NULL;
+    float *y = a->y ? a->y + at : NULL;
+    float *act = a->act ? (float *)a->act + at : NULL;
     float *first = y ? y : act;
     const struct rmsnorm norm = {
         .x = x, .w = a->w, .y.act = first, .rows = 1, .dim = a->dim, .threads = 1, .eps = a->eps};

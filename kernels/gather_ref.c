@@ -4,10 +4,11 @@
 
 static void put(const struct gather *a, int row, int i, float v)
 {
+    const size_t at = (size_t)row * (size_t)a->k + (size_t)(a->column + i);
     if (a->y)
-        a->y[(size_t)row * (size_t)a->dim + (size_t)i] = v;
+        a->y[at] = v;
     if (a->act)
-        ((float *)a->act)[(size_t)row * (size_t)a->k + (size_t)(a->column + i)] = v;
+        ((float *)a->act)[at] = v;
 }
 
 void gather_ref(const struct gather *a)

@@ -31,9 +31,10 @@ static const int dims[] = {2, 16, 18, 64, 100, 576, 1026, 4096, 5120};
 
 struct rig {
     int dim, steps;
-    float *x, *w, *y, *want_y; /* [SOURCES, dim], [dim], [ROWS, dim] twice */
+    float *x, *w;      /* [SOURCES, dim], [dim] */
+    float *y, *want_y; /* [ROWS, PARTS * dim] */
     uint16_t *act;
-    float *want_act; /* [ROWS, PARTS * dim] */
+    float *want_act; /* as want_y */
     float *device_x, *device_w, *device_y;
     uint16_t *device_act;
     int *device_from;
@@ -50,8 +51,8 @@ static void rig_open(struct rig *g, int dim)
     *g = (struct rig){.dim = dim};
     g->x = alloc(SOURCES * n * sizeof(float));
     g->w = alloc(n * sizeof(float));
-    g->y = alloc(ROWS * n * sizeof(float));
-    g->want_y = alloc(ROWS * n * sizeof(float));
+    g->y = alloc(ROWS * k * sizeof(float));
+    g->want_y = alloc(ROWS * k * sizeof(float));
     g->act = alloc(act_numbers((int)k) * sizeof *g->act);
     g->want_act = alloc(ROWS * k * sizeof(float));
     for (size_t i = 0; i < SOURCES * n; i++)
@@ -60,7 +61,7 @@ static void rig_open(struct rig *g, int dim)
         g->w[i] = 2 * uniform(2, i);
     g->device_x = to_device(g->x, SOURCES * n * sizeof(float));
     g->device_w = to_device(g->w, n * sizeof(float));
-    g->device_y = to_device(NULL, ROWS * n * sizeof(float));
+    g->device_y = to_device(NULL, ROWS * k * sizeof(float));
     g->device_act = to_device(NULL, act_numbers((int)k) * sizeof *g->act);
 }
 
@@ -85,18 +86,19 @@ static void run(struct rig *g, int rows, int normed)
 {
     int from[ROWS];
     const int k = PARTS * g->dim;
+    const size_t bytes = ROWS * (size_t)k * sizeof(float);
     for (int r = 0; r < ROWS; r++)
         from[r] = source_of(r);
     cudaFree(g->device_from);
     g->device_from = to_device(from, sizeof from);
-    cuda_ok(cudaMemset(g->device_y, UNTOUCHED, ROWS * (size_t)g->dim * sizeof(float)), "clearing");
+    cuda_ok(cudaMemset(g->device_y, UNTOUCHED, bytes), "clearing");
     cuda_ok(cudaMemset(g->device_act, UNTOUCHED, act_numbers(k) * sizeof *g->act), "clearing");
-    memset(g->want_y, UNTOUCHED, ROWS * (size_t)g->dim * sizeof(float));
+    memset(g->want_y, UNTOUCHED, bytes);
     for (int part = 0; part < PARTS; part++) {
         struct gather a = {.x = g->device_x,
                            .from = g->device_from,
                            .w = normed ? g->device_w : NULL,
-                           .y = part == PARTS - 1 ? g->device_y : NULL,
+                           .y = g->device_y,
                            .act = g->device_act,
                            .k = k,
                            .column = part * g->dim,
@@ -107,11 +109,11 @@ static void run(struct rig *g, int rows, int normed)
         a.x = g->x;
         a.from = from;
         a.w = normed ? g->w : NULL;
-        a.y = a.y ? g->want_y : NULL;
+        a.y = g->want_y;
         a.act = g->want_act;
         gather_ref(&a);
     }
-    from_device(g->y, g->device_y, ROWS * (size_t)g->dim * sizeof(float));
+    from_device(g->y, g->device_y, bytes);
     from_device(g->act, g->device_act, act_numbers(k) * sizeof *g->act);
 }
 
@@ -123,8 +125,7 @@ static void check_act_row(const struct rig *g, int r, int rows)
               written = r < rows && source_of(r) >= 0;
     for (int i = 0; i < padded; i++) {
         const uint16_t got = g->act[act_at(r, i, k)],
-                       made =
-                           i < k ? bf16_from_f32(g->y[(size_t)r * (size_t)g->dim + (size_t)(i % g->dim)]) : 0,
+                       made = i < k ? bf16_from_f32(g->y[(size_t)r * (size_t)k + (size_t)i]) : 0,
                        want = written ? made : UNTOUCHED << 8 | UNTOUCHED;
         EXPECT_MSG(got == want, "dim %d, %d rows: row %d input %d of the act is %04x, expected %04x", g->dim,
                    rows, r, i, got, want);
@@ -138,7 +139,7 @@ START_TEST(copies_are_exact_and_nothing_else_is_touched)
     for (int rows = 1; rows <= ROWS; rows++) {
         run(&g, rows, 0);
         for (int r = 0; r < ROWS; r++) {
-            const size_t bytes = (size_t)g.dim * sizeof(float), at = (size_t)r * (size_t)g.dim;
+            const size_t k = PARTS * (size_t)g.dim, bytes = k * sizeof(float), at = (size_t)r * k;
             EXPECT_MSG(memcmp(g.y + at, g.want_y + at, bytes) == 0,
                        "dim %d, %d rows: row %d begins with %a, expected %a", g.dim, rows, r, (double)g.y[at],
                        (double)g.want_y[at]);
@@ -157,23 +158,24 @@ START_TEST(norms_are_near_the_reference_and_the_same_in_any_company)
     double worst = 0;
     rig_open(&g, dims[_i]);
     const double relative = (g.dim / 512.0 * 2 + 4 + 12) / 2 * 0x1p-24 + 6 * 0x1p-24;
-    float *first = alloc(ROWS * (size_t)g.dim * sizeof *first);
+    const size_t k = PARTS * (size_t)g.dim;
+    float *first = alloc(ROWS * k * sizeof *first);
     for (int rows = ROWS; rows > 0; rows -= 6) {
         run(&g, rows, 1);
         for (int r = 0; r < rows; r++) {
             check_act_row(&g, r, rows);
-            for (int i = 0; i < g.dim && source_of(r) >= 0; i++) {
-                const size_t at = (size_t)r * (size_t)g.dim + (size_t)i;
+            for (size_t i = 0; i < k && source_of(r) >= 0; i++) {
+                const size_t at = (size_t)r * k + i;
                 const double share = fabs((double)g.y[at] - (double)g.want_y[at]) /
                                      (relative * fabs((double)g.want_y[at]) + 1e-37);
-                EXPECT_MSG(share <= 1, "dim %d: row %d number %d is %a, expected %a: %.2f of the bound",
+                EXPECT_MSG(share <= 1, "dim %d: row %d number %zu is %a, expected %a: %.2f of the bound",
                            g.dim, r, i, (double)g.y[at], (double)g.want_y[at], share);
                 worst = fmax(worst, share);
             }
         }
         if (rows == ROWS)
-            memcpy(first, g.y, ROWS * (size_t)g.dim * sizeof *first);
-        EXPECT_MSG(memcmp(first, g.y, (size_t)rows * (size_t)g.dim * sizeof *first) == 0,
+            memcpy(first, g.y, ROWS * k * sizeof *first);
+        EXPECT_MSG(memcmp(first, g.y, (size_t)rows * k * sizeof *first) == 0,
                    "dim %d: %d rows differ from %d", g.dim, rows, ROWS);
     }
     printf("gather, norm of %d: %.1f %% of the bound\n", g.dim, 100 * worst);
@@ -187,8 +189,13 @@ START_TEST(a_norm_may_go_where_it_came_from)
     struct rig g;
     rig_open(&g, dims[_i]);
     const size_t bytes = SOURCES * (size_t)g.dim * sizeof(float);
-    struct gather a = {
-        .x = g.device_x, .w = g.device_w, .y = g.device_y, .rows = SOURCES, .dim = g.dim, .eps = EPS};
+    struct gather a = {.x = g.device_x,
+                       .w = g.device_w,
+                       .y = g.device_y,
+                       .k = g.dim,
+                       .rows = SOURCES,
+                       .dim = g.dim,
+                       .eps = EPS};
     cuda_ok(gather_cuda(&a, NULL), "launching gather");
     from_device(g.want_y, g.device_y, bytes);
     a.y = g.device_x;
