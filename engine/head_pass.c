@@ -39,11 +39,15 @@ static int take_memory(struct head_pass *p)
     TRY(take(be, rows * (size_t)c->vocab * f, &p->logits));
     TRY(take(be, be->ops->act_bytes(be, p->max_rows, c->hidden), &p->norm_e));
     TRY(take(be, be->ops->act_bytes(be, p->max_rows, c->hidden), &p->norm_g));
-    TRY(take(be, be->ops->act_bytes(be, p->max_rows, c->target_hidden), &p->feature_norm));
+    TRY(take(be, be->ops->act_bytes(be, p->max_rows, (c->norm_before_fc ? HEAD_TAPS : 1) * c->target_hidden),
+             &p->feature_norm));
+    if (c->norm_before_fc)
+        TRY(take(be, HEAD_TAPS * rows * (size_t)c->target_hidden * f, &p->wide));
     TRY(take(be, be->ops->act_bytes(be, p->max_rows, q), &p->attended));
     TRY(take(be, be->ops->act_bytes(be, p->max_rows, c->ffn), &p->ffn));
     TRY(take(be, rows * (hidden + 15) / 16 * f + 64 * rows, &p->square_e));
-    TRY(take(be, rows * ((size_t)c->target_hidden + hidden + 15) / 16 * f + 64 * rows, &p->square_g));
+    TRY(take(be, rows * (HEAD_TAPS * (size_t)c->target_hidden + hidden + 15) / 16 * f + 64 * rows,
+             &p->square_g));
     TRY(take(be, HEAD_TAPS * rows * (size_t)c->target_hidden * f, &p->feature));
     TRY(take(be, most_scratch(p), &p->gemm));
     return take(be, be->ops->attention_bytes(be, p->max_rows, c->heads, c->kv_heads, c->head_dim, p->kv.cap),
@@ -69,9 +73,9 @@ void head_pass_deinit(struct head_pass *p)
 {
     if (p->head) {
         struct backend *be = p->head->be;
-        void *const lent[] = {p->ints,    p->x,      p->e,         p->qkv,         p->cos_sin,  p->logits,
-                              p->norm_e,  p->norm_g, p->attended,  p->ffn,         p->square_e, p->square_g,
-                              p->feature, p->gemm,   p->attention, p->feature_norm};
+        void *const lent[] = {p->ints,    p->x,      p->e,         p->qkv,          p->cos_sin,  p->logits,
+                              p->norm_e,  p->norm_g, p->attended,  p->ffn,          p->square_e, p->square_g,
+                              p->feature, p->gemm,   p->attention, p->feature_norm, p->wide};
         for (size_t i = 0; i < sizeof lent / sizeof *lent; i++)
             be->ops->release(be, lent[i]);
         kv_deinit(&p->kv);
@@ -120,6 +124,23 @@ static struct rmsnorm norm_of(const struct head_pass *p, const float *x, const f
                             .eps = h->cfg.rms_eps};
 }
 
+/* x = fc(norm of the features as one) */
+static int fuse_normed(struct head_pass *p)
+{
+    const struct head *h = p->head;
+    const size_t width = (size_t)h->cfg.target_hidden, plane = (size_t)p->max_rows * width;
+    struct rmsnorm n = norm_of(p, p->wide, h->input_norm, p->feature_norm, p->square_g);
+    struct gemm a = product(p, &h->fc[0], p->feature_norm, p->x);
+    n.dim = HEAD_TAPS * h->cfg.target_hidden;
+    a.square = p->square_g;
+    for (int i = 0; i < p->n; i++)
+        for (int t = 0; t < HEAD_TAPS; t++)
+            memcpy(p->wide + ((size_t)i * HEAD_TAPS + (size_t)t) * width,
+                   p->feature + (size_t)t * plane + (size_t)i * width, width * sizeof(float));
+    TRY(h->be->ops->rmsnorm(h->be, &n));
+    return h->be->ops->gemm(h->be, &a);
+}
+
 /* x = fc(features) */
 static int fuse(struct head_pass *p)
 {
@@ -163,7 +184,9 @@ static int attend(struct head_pass *p, const struct rows *rows)
                              .kv = p->kv.layers[0],
                              .heads = c->heads,
                              .threads = be->threads,
-                             .rotate = 1}};
+                             .rotate = 1,
+                             .qk_norm = c->qk_norm ? c->rms_eps : 0,
+                             .qk_gain = h->qk_gain}};
     const struct attention attention = {.rows = rows,
                                         .qkv = p->qkv,
                                         .kv = p->kv.layers[0],
@@ -201,7 +224,7 @@ int head_pass_run(struct head_pass *p, const struct head_row *row, int n, int wi
         .w = h->embed.data ? &h->embed : &h->target->embed, .token = rows.token, .y = p->e, .rows = n};
     p->n = n;
     if (with_features)
-        TRY(fuse(p));
+        TRY(h->cfg.norm_before_fc ? fuse_normed(p) : fuse(p));
     const struct rmsnorm norm_e = norm_of(p, p->e, h->embed_norm, p->norm_e, p->square_e);
     const struct rmsnorm norm_g = norm_of(p, p->x, h->hidden_norm, p->norm_g, p->square_g);
     TRY(be->ops->embed(be, &embed));
