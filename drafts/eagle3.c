@@ -146,7 +146,7 @@ static int take_device(struct eagle3 *e)
 
 static int open_all(struct eagle3 *e, const struct draft_env *env)
 {
-    TRY_CTX(head_open(&e->head, env->target, env->head), "draft.head");
+    TRY_CTX(head_open(&e->head, env->target, env->head, MODEL_BF16), "draft.head");
     const int k = e->top_k, deep = env->max_depth;
     if (k > e->head.cfg.vocab)
         FAIL(ERR_CONFIG, "draft 'eagle3': top_k: expected at most the head's %d ids, found %d",

@@ -8,18 +8,22 @@
 #define ENGINE_HEAD_H
 #include "engine/kv.h"
 
-enum { HEAD_TAPS = 3 };
+enum { HEAD_TAPS = 3, HEAD_DIM_LIMIT = 1024 };
 
 struct head_config {
     int hidden, target_hidden, ffn, heads, kv_heads, head_dim;
     int vocab, target_vocab;    /* ids it can draft; of the target */
     float rms_eps;
-    double rope_theta;
+    struct model_config rope;   /* head_dim and the rope_* alone: what model_config_inv_freq reads */
+    int positions;              /* that it was made for, 0: it does not say; later ones are computed all the same */
     int window;                 /* a query sees so many keys, 0: all; a head is refused where that would matter */
     int norm_before_residual;
+    int norm_before_fc;         /* the three features are normed as one */
     int fc_norm;                /* each feature is normed before fc */
     int feed_normed;            /* g of the next step is norm(h) */
+    int qk_norm;                /* queries and keys are normed head by head before they rotate (Qwen3) */
     int layer[HEAD_TAPS];       /* whose inputs are the features */
+    int layers_given;           /* config.json names them */
 };
 
 struct head {
@@ -29,17 +33,22 @@ struct head {
     struct matrix fc;            /* [hidden, 3 target_hidden] */
     struct matrix qkv;           /* [(heads + 2 kv_heads) head_dim, 2 hidden]: of the embedding beside g */
     struct matrix o, gate_up, down, embed, lm_head; /* the last two without data: the target's */
-    float *fc_norm[HEAD_TAPS], *embed_norm, *hidden_norm, *ffn_norm, *norm, *inv_freq;
+    float *fc_norm[HEAD_TAPS];   /* [target_hidden] */
+    float *input_norm;           /* norm_before_fc: [3 target_hidden] */
+    float *qk_gain;              /* [2, head_dim] of queries, of keys */
+    float *embed_norm, *hidden_norm, *ffn_norm, *norm, *inv_freq;
     int *d2t;                    /* owned, host [vocab]: the target's id of each */
     int *ids;                    /* the same in backend memory */
 };
 
-/* DIR with config.json and safetensors, or "synthetic": random weights of the target's width. Errors: ERR_IO; ERR_FORMAT for a tensor that
- * is missing, of another shape or not known; ERR_LIMIT for what is not computed; ERR_CONFIG for a head of another target. */
-int  head_open(struct head *h, const struct model *target, const char *dir);
+/* DIR with config.json and safetensors, or "synthetic": random weights of the target's width. MODEL_FP8 rounds every matrix of its own but the
+ * embedding. Errors: ERR_IO; ERR_FORMAT for a tensor that is missing, of another shape or not known; ERR_LIMIT for what is not computed;
+ * ERR_CONFIG for a head of another target. */
+int  head_open(struct head *h, const struct model *target, const char *dir, enum model_numbers weights);
 void head_close(struct head *h); /* a zeroed struct is fine */
 /* Of config.json: every field is used, known to say nothing, or refused by name. */
 int  head_config_read(struct head_config *c, const struct model_config *target, const char *dir);
+int  head_config_parse(struct head_config *c, const struct model_config *target, const char *json, unsigned long n, const char *what);
 void head_config_like(struct head_config *c, const struct model_config *target);
 
 /* One row: its token, where its key goes, and the cells of its ancestors from position base on, itself last. */
@@ -64,6 +73,7 @@ struct head_pass {
     float *x;          /* in g, out h (or norm(h)), [max_rows, hidden] */
     float *logits;     /* out [max_rows, vocab] */
     float *e, *qkv, *cos_sin, *square, *gemm, *attention;
+    float *wide;       /* norm_before_fc: [max_rows, 3 target_hidden] the features of a row side by side */
     void *features, *beside, *normed, *attended, *ffn; /* acts: what fc, qkv, the other products of the stream, o and down multiply */
 };
 int  head_pass_init(struct head_pass *p, struct head *h, int slots, int cap, int max_rows, int max_depth);

@@ -13,12 +13,16 @@ static int take(struct backend *be, size_t bytes, void *out)
     return 0;
 }
 
+static const struct matrix *head_of(const struct head_pass *p)
+{
+    return p->head->lm_head.data ? &p->head->lm_head : &p->head->target->head;
+}
+
 static size_t most_scratch(const struct head_pass *p)
 {
     const struct head *h = p->head;
     const struct backend *be = h->be;
-    const struct matrix *head = h->lm_head.data ? &h->lm_head : &h->target->head;
-    const struct matrix *all[] = {&h->fc, &h->qkv, &h->o, &h->gate_up, &h->down, head};
+    const struct matrix *all[] = {&h->fc, &h->qkv, &h->o, &h->gate_up, &h->down, head_of(p)};
     size_t most = 0;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         const size_t bytes = be->ops->gemm_bytes(be, p->max_rows, all[i]->n, all[i]->k);
@@ -50,6 +54,8 @@ static int take_memory(struct head_pass *p)
     TRY(take(be, be->ops->act_bytes(be, p->max_rows, q), &p->attended));
     TRY(take(be, be->ops->act_bytes(be, p->max_rows, c->ffn), &p->ffn));
     TRY(take(be, rows * ((hidden + 15) / 16) * f, &p->square));
+    if (c->norm_before_fc)
+        TRY(take(be, HEAD_TAPS * rows * (size_t)c->target_hidden * f, &p->wide));
     TRY(take(be, most_scratch(p), &p->gemm));
     return take(be, be->ops->attention_bytes(be, p->max_rows, c->heads, c->kv_heads, c->head_dim, p->kv.cap),
                 &p->attention);
@@ -74,9 +80,9 @@ void head_pass_deinit(struct head_pass *p)
 {
     if (p->head) {
         struct backend *be = p->head->be;
-        void *const lent[] = {p->ints,   p->feature, p->x,        p->logits,   p->e,
-                              p->qkv,    p->cos_sin, p->square,   p->gemm,     p->attention,
-                              p->normed, p->beside,  p->features, p->attended, p->ffn};
+        void *const lent[] = {p->ints,    p->feature,  p->x,        p->logits,    p->e,      p->qkv,
+                              p->cos_sin, p->square,   p->gemm,     p->attention, p->normed, p->beside,
+                              p->wide,    p->features, p->attended, p->ffn};
         for (size_t i = 0; i < sizeof lent / sizeof *lent; i++)
             be->ops->release(be, lent[i]);
         kv_deinit(&p->kv);
@@ -128,16 +134,21 @@ static struct gemm product_of_norm(const struct head_pass *p, const struct matri
     return a;
 }
 
-/* Rows as they are, or normed with gain w, to columns of an act of width k. */
-static struct gather part_of(const struct head_pass *p, const float *x, const float *w, int dim, void *act,
-                             int k, int column)
+/* What a matrix multiplies is kept in the form that goes with its own. */
+static enum act_form form_for(const struct matrix *w)
+{
+    return w->form == MATRIX_FP8 ? ACT_F16 : ACT_BF16;
+}
+
+/* Rows as they are, or normed with gain w, to the first columns of what `next` multiplies. */
+static struct gather part_of(const struct head_pass *p, const float *x, const float *w, int dim,
+                             const struct matrix *next, void *act)
 {
     return (struct gather){.x = x,
                            .w = w,
                            .act = act,
-                           .k = k,
-                           .column = column,
-                           .form = ACT_BF16,
+                           .k = next->k,
+                           .form = form_for(next),
                            .rows = p->n,
                            .dim = dim,
                            .threads = p->head->be->threads,
@@ -147,23 +158,34 @@ static struct gather part_of(const struct head_pass *p, const float *x, const fl
 /* x = norm(x) with gain w */
 static int norm_stream(struct head_pass *p, const float *w)
 {
-    struct gather a = part_of(p, p->x, w, p->head->cfg.hidden, NULL, p->head->cfg.hidden, 0);
-    a.y = p->x;
-    return p->head->be->ops->gather(p->head->be, &a);
+    const struct head *h = p->head;
+    const struct gather a = {.x = p->x,
+                             .w = w,
+                             .y = p->x,
+                             .k = h->cfg.hidden,
+                             .rows = p->n,
+                             .dim = h->cfg.hidden,
+                             .threads = h->be->threads,
+                             .eps = h->cfg.rms_eps};
+    return h->be->ops->gather(h->be, &a);
 }
 
-/* x = fc(features) */
+/* x = fc(features), each or all of them normed before or none */
 static int fuse(struct head_pass *p)
 {
     const struct head *h = p->head;
-    const int dim = h->cfg.target_hidden;
+    const int dim = h->cfg.target_hidden, wide = HEAD_TAPS * dim;
+    const struct gemm fc = product(p, &h->fc, p->features, p->x);
     for (int t = 0; t < HEAD_TAPS; t++) {
         const float *feature = p->feature + (size_t)t * (size_t)p->max_rows * (size_t)dim;
-        const struct gather a =
-            part_of(p, feature, h->fc_norm[t], dim, p->features, HEAD_TAPS * dim, t * dim);
+        struct gather a = part_of(p, feature, h->fc_norm[t], dim, &h->fc, p->features);
+        a.column = t * dim;
+        a.y = p->wide;
         TRY(h->be->ops->gather(h->be, &a));
     }
-    const struct gemm fc = product(p, &h->fc, p->features, p->x);
+    const struct gather norm = part_of(p, p->wide, h->input_norm, wide, &h->fc, p->features);
+    if (h->cfg.norm_before_fc)
+        TRY(h->be->ops->gather(h->be, &norm));
     return h->be->ops->gemm(h->be, &fc);
 }
 
@@ -175,8 +197,9 @@ static int read_input(struct head_pass *p, const struct rows *rows)
     const int hidden = h->cfg.hidden;
     const struct embed embed = {
         .w = h->embed.data ? &h->embed : &h->target->embed, .token = rows->token, .y = p->e, .rows = p->n};
-    const struct gather e = part_of(p, p->e, h->embed_norm, hidden, p->beside, 2 * hidden, 0);
-    struct gather g = part_of(p, p->x, h->hidden_norm, hidden, p->beside, 2 * hidden, hidden);
+    const struct gather e = part_of(p, p->e, h->embed_norm, hidden, &h->qkv, p->beside);
+    struct gather g = part_of(p, p->x, h->hidden_norm, hidden, &h->qkv, p->beside);
+    g.column = hidden;
     TRY(ops->embed(h->be, &embed));
     TRY(ops->gather(h->be, &e));
     if (h->cfg.norm_before_residual) {
@@ -186,14 +209,15 @@ static int read_input(struct head_pass *p, const struct rows *rows)
     return ops->gather(h->be, &g);
 }
 
-/* x += W y, then its norm with gain w. */
-static int residual(struct head_pass *p, const struct matrix *w, void *y, const float *gain)
+/* x += W y, then its norm with gain w for the next product. */
+static int residual(struct head_pass *p, const struct matrix *w, void *y, const float *gain,
+                    const struct matrix *next)
 {
     const struct head *h = p->head;
     struct residual a = {.product = product(p, w, y, p->x),
                          .norm = {.x = p->x,
                                   .w = gain,
-                                  .y = {p->normed, p->square, ACT_BF16},
+                                  .y = {p->normed, p->square, form_for(next)},
                                   .rows = p->n,
                                   .dim = h->cfg.hidden,
                                   .threads = h->be->threads,
@@ -213,7 +237,9 @@ static int run_cache(struct head_pass *p, const struct rows *rows)
                                      .kv = p->kv.layers[0],
                                      .heads = h->cfg.heads,
                                      .threads = h->be->threads,
-                                     .rotate = 1}};
+                                     .rotate = 1,
+                                     .qk_norm = h->cfg.qk_norm ? h->cfg.rms_eps : 0,
+                                     .qk_gain = h->qk_gain}};
     TRY(h->be->ops->rope_table(h->be, rows, h->inv_freq, h->cfg.head_dim, p->cos_sin));
     return h->be->ops->qkv(h->be, &qkv);
 }
@@ -229,26 +255,26 @@ static int run_attention(struct head_pass *p, const struct rows *rows, int reach
                                 .heads = h->cfg.heads,
                                 .threads = h->be->threads,
                                 .reach = reach,
-                                .y_form = ACT_BF16,
+                                .y_form = form_for(&h->o),
                                 .scale = 1.0f / sqrtf((float)h->cfg.head_dim)};
     TRY(h->be->ops->attention(h->be, &a));
-    return residual(p, &h->o, p->attended, h->ffn_norm);
+    return residual(p, &h->o, p->attended, h->ffn_norm, &h->gate_up);
 }
 
 static int run_mlp(struct head_pass *p)
 {
     const struct head *h = p->head;
-    const struct gemm gate_up = product_of_norm(p, &h->gate_up, p->ffn);
+    struct gemm gate_up = product_of_norm(p, &h->gate_up, p->ffn);
+    gate_up.y_form = form_for(&h->down);
     TRY(h->be->ops->swiglu(h->be, &gate_up));
-    return residual(p, &h->down, p->ffn, h->norm);
+    return residual(p, &h->down, p->ffn, h->norm, head_of(p));
 }
 
 /* Logits, and what the next g is. */
 static int run_out(struct head_pass *p)
 {
     const struct head *h = p->head;
-    const struct gemm logits =
-        product_of_norm(p, h->lm_head.data ? &h->lm_head : &h->target->head, p->logits);
+    const struct gemm logits = product_of_norm(p, head_of(p), p->logits);
     TRY(h->be->ops->gemm(h->be, &logits));
     return h->cfg.feed_normed ? norm_stream(p, h->norm) : 0;
 }

@@ -293,7 +293,7 @@ static void draft_open(struct draft *d, const char *kind, int variant)
     const struct model_config cfg = toy_config();
     ok(backend_open(&d->be, kind, &(struct backend_opts){.threads = 1}));
     ok(model_synthetic(&d->model, &d->be, &cfg, TOY_SEED, NULL));
-    ok(head_open(&d->head, &d->model, "synthetic"));
+    ok(head_open(&d->head, &d->model, "synthetic", MODEL_BF16));
     d->head.cfg.norm_before_residual = variant & 1;
     d->head.cfg.feed_normed = variant >> 1 & 1;
     for (int t = 0; t < HEAD_TAPS && variant & 4; t++)

@@ -102,7 +102,7 @@ START_TEST(the_first_row_is_the_published_maths)
     struct head_pass p;
     double expected[TOY_VOCAB];
     const struct head_row row = {.token = 5, .base = 1};
-    ck_assert_int_eq(head_open(&h, &toy.model, "synthetic"), 0);
+    ck_assert_int_eq(head_open(&h, &toy.model, "synthetic", MODEL_BF16), 0);
     memset(h.down.data, 0, h.down.bytes);
     ck_assert_int_eq(head_pass_init(&p, &h, 1, 16, 4, 1), 0);
     for (int t = 0; t < HEAD_TAPS; t++)
@@ -122,7 +122,7 @@ END_TEST
 START_TEST(a_head_that_is_not_there_gets_a_sentence)
 {
     struct head h;
-    ck_assert_int_ne(head_open(&h, &toy.model, "/nowhere"), 0);
+    ck_assert_int_ne(head_open(&h, &toy.model, "/nowhere", MODEL_BF16), 0);
     ck_assert_ptr_nonnull(strstr(err_text(), "/nowhere/config.json"));
 }
 END_TEST
