@@ -1,55 +1,56 @@
 /* eagle3: a small network reads the target's features and drafts a tree (Li et al., arXiv 2503.01840;
  * model-formats D). Row t of its network pairs the features of position t with the token at t + 1. Its cache
  * keeps rows of the target's features alone; a tree's own rows take the cells behind them and are forgotten.
- * Choice is greedy, so no q. */
+ * The tree itself: drafts/eagle3_tree.h. */
 #include "drafts/drafts.h"
+#include "drafts/eagle3_tree.h"
 #include "engine/backend.h"
 #include "engine/err.h"
 #include "engine/head.h"
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPT_SHAPE, OPT_TOP_K };
-enum shape { SHAPE_CHAIN, SHAPE_STATIC, SHAPE_DYNAMIC };
-enum { TOP_K_MAX = 32, BLOCK = 64 };
+enum { OPT_SHAPE, OPT_TOP_K, OPT_SAMPLE, OPT_WEIGHTS };
+enum { BLOCK = 64 };
 
 static const char *const shape_words[] = {"chain", "static", "dynamic", NULL};
+static const char *const sample_words[] = {"greedy", "sampled", NULL};
+static const char *const weight_words[] = {"bf16", "fp8", NULL};
 static const struct draft_option eagle3_options[] = {
     [OPT_SHAPE] = {"shape",
                    "chain; static: rank r under weight w while w r <= top_k; dynamic: the most probable", 0,
                    0, 2, 1, shape_words},
-    [OPT_TOP_K] = {"top_k", "children of a node and, dynamic, nodes of a level that go on", 10, 1, TOP_K_MAX,
-                   1, NULL},
+    [OPT_TOP_K] = {"top_k", "children of a node and, dynamic, nodes of a level that go on", 10, 1,
+                   EAGLE3_TOP_K_MAX, 1, NULL},
+    [OPT_SAMPLE] = {"sample",
+                    "greedy: the most probable tokens; sampled: drawn at sampling.temperature, by the "
+                    "target's noise (coupled) or with q (rejection: chain, static)",
+                    0, 0, 1, 1, sample_words},
+    [OPT_WEIGHTS] = {"weights", "of the head; fp8: E4M3 with a scale per output row, made at load", 0, 0, 1,
+                     1, weight_words},
     {0},
 };
 
-/* A node that may become part of the tree. */
-struct candidate {
-    int token, parent, depth, weight, cell, row, kept, node;
-    double score;
-};
-
 struct eagle_slot {
-    int n_true, n_cells, n_pending, n_frontier, n_candidates, level;
-    struct candidate *candidate; /* owned [max_candidates] */
-    int *frontier;               /* owned [max_frontier], candidates to run */
-    int *pending_token;          /* owned [max_depth + 1] */
-    float *pending;              /* owned [max_depth + 1, 3, width]: features of positions not run yet */
-    float *g, *logits;           /* owned: of the last true row */
+    int n_true, n_cells, n_pending;
+    uint32_t request;
+    int first; /* position that the tree's first level decides */
+    struct eagle3_tree tree;
+    int *pending_token; /* owned [max_depth + 1] */
+    float *pending;     /* owned [max_depth + 1, 3, width]: features of positions not run yet */
+    float *g, *logits;  /* owned: of the last true row */
 };
 
 struct eagle3 {
     struct head head;
     struct head_pass pass;
+    struct eagle3_choice choice;
     struct draft_hidden *hidden; /* borrowed: the loop's */
-    int slots, max_depth, max_nodes, top_k, max_frontier, max_candidates;
-    enum shape shape;
+    int slots, max_depth, max_nodes;
     struct eagle_slot *slot; /* owned [slots] */
     struct head_row *row;    /* owned [max_rows] */
-    int *paths;              /* owned [max_rows, max_depth] */
+    int *paths;              /* owned [max_rows, max_depth + 1] */
     float *next_g;           /* owned [slots, max_candidates, hidden]: h of candidates that were run */
-    int *order;              /* owned [max_candidates] */
 };
 
 static void eagle3_close(void *self)
@@ -59,17 +60,18 @@ static void eagle3_close(void *self)
         return;
     for (int i = 0; e->slot && i < e->slots; i++) {
         struct eagle_slot *s = &e->slot[i];
-        void *owned[] = {s->candidate, s->frontier, s->pending_token, s->pending, s->g, s->logits};
+        void *owned[] = {s->pending_token, s->pending, s->g, s->logits};
         for (size_t k = 0; k < sizeof owned / sizeof *owned; k++)
             free(owned[k]);
+        eagle3_tree_deinit(&s->tree);
     }
+    eagle3_choice_deinit(&e->choice);
     head_pass_deinit(&e->pass);
     head_close(&e->head);
     free(e->slot);
     free(e->row);
     free(e->paths);
     free(e->next_g);
-    free(e->order);
     free(e);
 }
 
@@ -81,46 +83,79 @@ static void *take(size_t n, size_t size)
 static int take_memory(struct eagle3 *e)
 {
     const struct head_config *c = &e->head.cfg;
-    const size_t cand = (size_t)e->max_candidates, deep = (size_t)e->max_depth + 1,
+    const size_t cand = (size_t)e->choice.max_candidates, deep = (size_t)e->max_depth + 1,
                  rows = (size_t)e->pass.max_rows;
     int ok = 1;
     e->slot = take((size_t)e->slots, sizeof *e->slot);
     e->row = take(rows, sizeof *e->row);
     e->paths = take(rows * deep, sizeof *e->paths);
     e->next_g = take((size_t)e->slots * cand * (size_t)c->hidden, sizeof(float));
-    e->order = take(cand, sizeof *e->order);
-    ok = e->slot && e->row && e->paths && e->next_g && e->order;
+    ok = e->slot && e->row && e->paths && e->next_g;
     for (int i = 0; ok && i < e->slots; i++) {
         struct eagle_slot *s = &e->slot[i];
-        s->candidate = take(cand, sizeof *s->candidate);
-        s->frontier = take(cand, sizeof *s->frontier);
         s->pending_token = take(deep, sizeof *s->pending_token);
         s->pending = take(deep * HEAD_TAPS * (size_t)c->target_hidden, sizeof(float));
         s->g = take((size_t)c->hidden, sizeof(float));
         s->logits = take((size_t)c->vocab, sizeof(float));
-        ok = s->candidate && s->frontier && s->pending_token && s->pending && s->g && s->logits;
+        ok = s->pending_token && s->pending && s->g && s->logits;
     }
     if (!ok)
         FAIL(ERR_MEMORY, "draft 'eagle3': out of memory for trees of %d sequences", e->slots);
+    for (int i = 0; i < e->slots; i++)
+        TRY(eagle3_tree_init(&e->slot[i].tree, &e->choice));
     return 0;
+}
+
+/* Draws are for rules that draw: under the others, and at temperature 0, the most probable token is the best
+ * guess. */
+static enum eagle3_draw draw_of(const struct draft_env *env)
+{
+    if (env->option[OPT_SAMPLE] == 0 || !env->sampling || !(env->sampling->temperature > 0))
+        return EAGLE3_BEST;
+    return env->rule == ACCEPT_COUPLED     ? EAGLE3_COUPLED
+           : env->rule == ACCEPT_REJECTION ? EAGLE3_FREE
+                                           : EAGLE3_BEST;
+}
+
+static int open_choice(struct eagle3 *e, const struct draft_env *env)
+{
+    struct eagle3_choice *c = &e->choice;
+    *c = (struct eagle3_choice){.shape = (enum eagle3_shape)env->option[OPT_SHAPE],
+                                .draw = draw_of(env),
+                                .top_k = (int)env->option[OPT_TOP_K],
+                                .max_depth = e->max_depth,
+                                .vocab = e->head.cfg.vocab,
+                                .target_vocab = e->head.cfg.target_vocab,
+                                .d2t = e->head.d2t,
+                                .seed = env->seed};
+    if (c->shape == EAGLE3_CHAIN)
+        c->top_k = 1;
+    if (c->draw != EAGLE3_BEST)
+        c->filter = (struct sample_filter){env->sampling->temperature, env->sampling->top_k,
+                                           env->sampling->top_p, env->sampling->min_p};
+    if (c->top_k > c->vocab)
+        FAIL(ERR_CONFIG, "draft 'eagle3': top_k: expected at most the head's %d ids, found %d", c->vocab,
+             c->top_k);
+    if (c->shape == EAGLE3_DYNAMIC && c->draw == EAGLE3_FREE)
+        FAIL(ERR_CONFIG,
+             "draft 'eagle3': sample sampled with rule rejection: expected shape chain or static, "
+             "found dynamic: a tree that keeps the most probable of what was drawn has no q");
+    return eagle3_choice_init(c, e->max_nodes);
 }
 
 static int open_all(struct eagle3 *e, const struct draft_env *env)
 {
-    TRY_CTX(head_open(&e->head, env->target, env->head, MODEL_BF16), "draft.head");
-    const int k = e->shape == SHAPE_CHAIN ? 1 : e->top_k, deep = env->max_depth;
-    if (k > e->head.cfg.vocab)
-        FAIL(ERR_CONFIG, "draft 'eagle3': top_k: expected at most the head's %d ids, found %d",
-             e->head.cfg.vocab, k);
+    const int deep = env->max_depth;
+    TRY_CTX(head_open(&e->head, env->target, env->head, (enum model_numbers)env->option[OPT_WEIGHTS]),
+            "draft.head");
     if (e->head.cfg.window && e->head.cfg.window < env->cap + deep)
         FAIL(ERR_LIMIT, "draft 'eagle3': the head sees %d keys, texts can have %d: lower model.max_context",
              e->head.cfg.window, env->cap);
-    e->max_frontier = e->shape == SHAPE_DYNAMIC ? k : e->max_nodes > 0 ? e->max_nodes : 1;
-    e->max_candidates = k + (deep > 1 ? deep - 1 : 0) * e->max_frontier * k;
-    int rows = env->slots * (e->max_frontier > deep + 1 ? e->max_frontier : deep + 1);
+    TRY(open_choice(e, env));
+    const int wide = e->choice.max_frontier;
+    int rows = env->slots * (wide > deep + 1 ? wide : deep + 1);
     rows = rows < BLOCK ? BLOCK : rows;
-    TRY(head_pass_init(&e->pass, &e->head, env->slots, env->cap + 1 + deep * e->max_frontier, rows,
-                       deep + 1));
+    TRY(head_pass_init(&e->pass, &e->head, env->slots, env->cap + 1 + deep * wide, rows, deep + 1));
     return take_memory(e);
 }
 
@@ -137,10 +172,8 @@ static int eagle3_open(void **self, const struct draft_env *env)
         FAIL(ERR_MEMORY, "draft 'eagle3': out of memory");
     *e = (struct eagle3){.slots = env->slots,
                          .max_depth = env->max_depth,
-                         .max_nodes = env->max_depth > 0 ? env->max_nodes : 0,
-                         .top_k = (int)env->option[OPT_TOP_K],
-                         .shape = (enum shape)env->option[OPT_SHAPE]};
-    if (e->shape == SHAPE_CHAIN && e->max_nodes > e->max_depth)
+                         .max_nodes = env->max_depth > 0 ? env->max_nodes : 0};
+    if (env->option[OPT_SHAPE] == EAGLE3_CHAIN && e->max_nodes > e->max_depth)
         e->max_nodes = e->max_depth;
     const int rc = open_all(e, env);
     if (rc)
@@ -154,6 +187,12 @@ static int eagle3_max_nodes(const void *self)
 {
     const struct eagle3 *e = self;
     return e->max_nodes;
+}
+
+static int eagle3_draws(const void *self)
+{
+    const struct eagle3 *e = self;
+    return e->choice.draw == EAGLE3_FREE;
 }
 
 static void eagle3_tap(void *self, struct draft_hidden *hidden)
@@ -259,97 +298,28 @@ static int catch_up(struct eagle3 *e, const struct draft_text *text, int n)
     return 0;
 }
 
-/* The k largest, best first, the lower id among equals. */
-static void best_ids(const float *logits, int vocab, int k, int *id)
+static void extend(struct eagle3 *e, struct eagle_slot *s, int parent, const float *logits)
 {
-    int n = 0;
-    for (int v = 0; v < vocab; v++) {
-        int at = n < k ? n++ : k;
-        if (at == k && !(logits[v] > logits[id[k - 1]]))
-            continue;
-        at = at == k ? k - 1 : at;
-        for (; at > 0 && logits[v] > logits[id[at - 1]]; at--)
-            id[at] = id[at - 1];
-        id[at] = v;
-    }
-}
-
-static double log_sum(const float *logits, int vocab, float most)
-{
-    double sum = 0;
-    for (int v = 0; v < vocab; v++)
-        sum += exp((double)logits[v] - (double)most);
-    return (double)most + log(sum);
-}
-
-static void add_children(const struct eagle3 *e, struct eagle_slot *s, int parent, const float *logits)
-{
-    int id[TOP_K_MAX] = {0};
-    const struct candidate *p = parent < 0 ? NULL : &s->candidate[parent];
-    const int weight = p ? p->weight : 1;
-    const int k = e->shape == SHAPE_CHAIN ? 1 : e->shape == SHAPE_STATIC ? e->top_k / weight : e->top_k;
-    if (k == 0)
-        return;
-    best_ids(logits, e->head.cfg.vocab, k, id);
-    const double lse = log_sum(logits, e->head.cfg.vocab, logits[id[0]]);
-    for (int r = 0; r < k && s->n_candidates < e->max_candidates; r++)
-        s->candidate[s->n_candidates++] =
-            (struct candidate){.token = e->head.d2t[id[r]],
-                               .parent = parent,
-                               .depth = p ? p->depth + 1 : 1,
-                               .weight = weight * (r + 1),
-                               .score = (p ? p->score : 0) + (double)logits[id[r]] - lse};
-}
-
-/* Of candidates [from, n) the best `most` in the order of their recording; equals: the earlier. Returns how
- * many. */
-static int choose(struct eagle3 *e, struct eagle_slot *s, int from, int most, int *out)
-{
-    int n = 0;
-    for (int i = from; i < s->n_candidates; i++) {
-        int at = n;
-        for (; at > 0 && s->candidate[i].score > s->candidate[e->order[at - 1]].score; at--)
-            if (at < most)
-                e->order[at] = e->order[at - 1];
-        if (at < most)
-            e->order[at] = i;
-        n += n < most;
-    }
-    for (int i = from; i < s->n_candidates; i++)
-        s->candidate[i].kept = 0;
-    for (int i = 0; i < n; i++)
-        s->candidate[e->order[i]].kept = 1;
-    n = 0;
-    for (int i = from; i < s->n_candidates; i++)
-        if (s->candidate[i].kept)
-            out[n++] = i;
-    return n;
-}
-
-static void next_frontier(struct eagle3 *e, struct eagle_slot *s, int from)
-{
-    s->n_frontier = 0;
-    if (e->shape == SHAPE_DYNAMIC)
-        s->n_frontier = choose(e, s, from, e->max_frontier, s->frontier);
-    else
-        for (int i = from; i < s->n_candidates && s->n_frontier < e->max_frontier; i++)
-            s->frontier[s->n_frontier++] = i;
+    const int level = parent < 0 ? 0 : s->tree.candidate[parent].depth;
+    const struct sample_key key = {e->choice.seed, s->request, (uint32_t)(s->first + level)};
+    eagle3_tree_extend(&s->tree, &e->choice, parent, logits, &key);
 }
 
 /* One row of a candidate: behind its ancestors' cells. */
 static void lay_candidate(struct eagle3 *e, int slot, int index, int row)
 {
     struct eagle_slot *s = &e->slot[slot];
-    struct candidate *c = &s->candidate[index];
+    struct eagle3_candidate *c = &s->tree.candidate[index];
     const size_t hidden = (size_t)e->head.cfg.hidden;
     int *path = e->paths + (size_t)row * (size_t)(e->max_depth + 1);
     const float *g =
-        c->parent < 0 ? s->g
-                      : e->next_g + ((size_t)slot * (size_t)e->max_candidates + (size_t)c->parent) * hidden;
+        c->parent < 0
+            ? s->g
+            : e->next_g + ((size_t)slot * (size_t)e->choice.max_candidates + (size_t)c->parent) * hidden;
     c->cell = s->n_true + s->n_cells++;
     c->row = row;
-    for (int i = index, at = c->depth - 1; i >= 0; i = s->candidate[i].parent)
-        path[at--] = s->candidate[i].cell;
+    for (int i = index, at = c->depth - 1; i >= 0; i = s->tree.candidate[i].parent)
+        path[at--] = s->tree.candidate[i].cell;
     e->row[row] = (struct head_row){.token = c->token,
                                     .slot = slot,
                                     .pos = s->n_true + c->depth - 1,
@@ -365,42 +335,28 @@ static int grow(struct eagle3 *e, const struct draft_text *text, int n, const st
     const size_t hidden = (size_t)e->head.cfg.hidden, vocab = (size_t)e->head.cfg.vocab;
     int rows = 0;
     for (int i = 0; i < n; i++) {
-        struct eagle_slot *s = &e->slot[text[i].slot];
+        struct eagle3_tree *t = &e->slot[text[i].slot].tree;
         if (depth > out[i].max_depth)
-            s->n_frontier = 0;
-        for (int k = 0; k < s->n_frontier; k++)
-            lay_candidate(e, text[i].slot, s->frontier[k], rows++);
+            t->n_frontier = 0;
+        for (int k = 0; k < t->n_frontier; k++)
+            lay_candidate(e, text[i].slot, t->frontier[k], rows++);
     }
     if (rows == 0)
         return 0;
     TRY(head_pass_run(&e->pass, e->row, rows, 0));
     for (int i = 0; i < n; i++) {
         struct eagle_slot *s = &e->slot[text[i].slot];
-        const int from = s->n_candidates;
-        for (int k = 0; k < s->n_frontier; k++) {
-            const int index = s->frontier[k], row = s->candidate[index].row;
-            memcpy(e->next_g + ((size_t)text[i].slot * (size_t)e->max_candidates + (size_t)index) * hidden,
-                   e->pass.x + (size_t)row * hidden, hidden * sizeof(float));
-            add_children(e, s, index, e->pass.logits + (size_t)row * vocab);
+        float *next_g = e->next_g + (size_t)text[i].slot * (size_t)e->choice.max_candidates * hidden;
+        const int from = s->tree.n;
+        for (int k = 0; k < s->tree.n_frontier; k++) {
+            const int index = s->tree.frontier[k], row = s->tree.candidate[index].row;
+            memcpy(next_g + (size_t)index * hidden, e->pass.x + (size_t)row * hidden,
+                   hidden * sizeof *next_g);
+            extend(e, s, index, e->pass.logits + (size_t)row * vocab);
         }
-        next_frontier(e, s, from);
+        eagle3_tree_advance(&s->tree, &e->choice, from);
     }
     return 0;
-}
-
-static void emit(struct eagle3 *e, struct eagle_slot *s, struct tree *out)
-{
-    int n = s->n_candidates < out->max_nodes ? s->n_candidates : out->max_nodes;
-    for (int i = 0; i < n; i++)
-        s->frontier[i] = i;
-    if (e->shape == SHAPE_DYNAMIC)
-        n = choose(e, s, 0, out->max_nodes, s->frontier);
-    for (int i = 0; i < n; i++) {
-        struct candidate *c = &s->candidate[s->frontier[i]];
-        const double before = c->parent < 0 ? 0 : s->candidate[c->parent].score;
-        c->node = tree_add(out, c->parent < 0 ? TREE_ROOT : s->candidate[c->parent].node, c->token,
-                           (float)(c->score - before), NULL);
-    }
 }
 
 static int eagle3_propose(void *self, const struct draft_text *text, int n, struct tree *out)
@@ -409,22 +365,25 @@ static int eagle3_propose(void *self, const struct draft_text *text, int n, stru
     TRY(catch_up(e, text, n));
     for (int i = 0; i < n; i++) {
         struct eagle_slot *s = &e->slot[text[i].slot];
-        s->n_candidates = s->n_frontier = s->n_cells = 0;
+        eagle3_tree_clear(&s->tree);
+        s->n_cells = 0;
+        s->request = text[i].request;
+        s->first = text[i].n;
         if (s->n_true == 0 || out[i].max_nodes == 0 || out[i].max_depth == 0)
             continue;
-        add_children(e, s, -1, s->logits);
-        next_frontier(e, s, 0);
+        extend(e, s, -1, s->logits);
+        eagle3_tree_advance(&s->tree, &e->choice, 0);
     }
     for (int depth = 2; depth <= e->max_depth; depth++)
         TRY(grow(e, text, n, out, depth));
     for (int i = 0; i < n; i++)
-        emit(e, &e->slot[text[i].slot], &out[i]);
+        eagle3_tree_emit(&e->slot[text[i].slot].tree, &e->choice, &out[i]);
     return 0;
 }
 
 const struct draft_ops draft_eagle3 = {.name = "eagle3",
                                        .help = "a small network on the target's features: draft.head",
-                                       .needs = DRAFT_HOST | DRAFT_HIDDEN,
+                                       .needs = DRAFT_HOST | DRAFT_HIDDEN | DRAFT_Q,
                                        .options = eagle3_options,
                                        .open = eagle3_open,
                                        .max_nodes = eagle3_max_nodes,
@@ -432,5 +391,6 @@ const struct draft_ops draft_eagle3 = {.name = "eagle3",
                                        .begin = eagle3_begin,
                                        .propose = eagle3_propose,
                                        .observe = eagle3_observe,
+                                       .draws = eagle3_draws,
                                        .tap = eagle3_tap,
                                        .prefilled = eagle3_prefilled};
