@@ -3,9 +3,11 @@
 #include "engine/head.h"
 #include "drafts/drafts.h"
 #include "engine/err.h"
+#include "engine/json.h"
 #include "engine/log.h"
 #include "tests/golden.h"
 #include <math.h>
+#include <unistd.h>
 
 enum { HIDDEN = 32, DIM = 16, HEADS = 4, FFN = 48 };
 
@@ -281,6 +283,276 @@ START_TEST(weights_in_fp8_change_logits_within_what_rounding_allows)
 }
 END_TEST
 
+/* ---- bad heads ---- */
+
+/* A copy of a golden head in a folder of its own, with one thing changed. */
+struct copy {
+    char dir[64];
+    unsigned char *bytes; /* of model.safetensors, after its length and header */
+    json_t *config, *header;
+    size_t n;
+};
+
+static unsigned char *read_whole(const char *path, size_t *n)
+{
+    FILE *f = fopen(path, "rb");
+    ck_assert_ptr_nonnull(f);
+    fseek(f, 0, SEEK_END);
+    *n = (size_t)ftell(f);
+    rewind(f);
+    unsigned char *bytes = malloc(*n);
+    ck_assert_uint_eq(fread(bytes, 1, *n, f), *n);
+    fclose(f);
+    return bytes;
+}
+
+static struct copy copy_head(const char *layout)
+{
+    struct copy c = {.dir = "/tmp/specbed-head-XXXXXX"};
+    char path[300];
+    uint64_t length;
+    ck_assert_ptr_nonnull(mkdtemp(c.dir));
+    snprintf(path, sizeof path, SPECBED_GOLDEN_DIR "/eagle3/%s/config.json", layout);
+    ck_assert_int_eq(json_read_file(path, &c.config), 0);
+    snprintf(path, sizeof path, SPECBED_GOLDEN_DIR "/eagle3/%s/model.safetensors", layout);
+    c.bytes = read_whole(path, &c.n);
+    memcpy(&length, c.bytes, sizeof length);
+    ck_assert_int_eq(json_parse((char *)c.bytes + 8, length, path, &c.header), 0);
+    memmove(c.bytes, c.bytes + 8 + length, c.n - 8 - length);
+    c.n -= 8 + length;
+    return c;
+}
+
+static void write_copy(const struct copy *c)
+{
+    char path[128];
+    char *header = json_dumps(c->header, JSON_COMPACT | JSON_PRESERVE_ORDER);
+    const uint64_t length = strlen(header);
+    snprintf(path, sizeof path, "%s/config.json", c->dir);
+    ck_assert_int_eq(json_dump_file(c->config, path, 0), 0);
+    snprintf(path, sizeof path, "%s/model.safetensors", c->dir);
+    FILE *f = fopen(path, "wb");
+    ck_assert_ptr_nonnull(f);
+    fwrite(&length, sizeof length, 1, f);
+    fwrite(header, 1, length, f);
+    fwrite(c->bytes, 1, c->n, f);
+    fclose(f);
+    free(header);
+}
+
+static void drop_copy(struct copy *c)
+{
+    static const char *const files[] = {"config.json", "model.safetensors"};
+    char path[128];
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, sizeof path, "%s/%s", c->dir, files[i]);
+        remove(path);
+    }
+    ck_assert_int_eq(rmdir(c->dir), 0);
+    json_decref(c->config);
+    json_decref(c->header);
+    free(c->bytes);
+}
+
+static void *data_of(struct copy *c, const char *tensor)
+{
+    const json_t *at = json_object_get(json_object_get(c->header, tensor), "data_offsets");
+    ck_assert_ptr_nonnull(at);
+    return c->bytes + json_integer_value(json_array_get(at, 0));
+}
+
+static void rename_tensor(struct copy *c, const char *from, const char *to)
+{
+    json_object_set(c->header, to, json_object_get(c->header, from));
+    json_object_del(c->header, from);
+}
+
+/* Opening it for the target gives this error, with a sentence that has these words. */
+static void assert_refused(struct copy *c, const char *target, int code, const char *const *words)
+{
+    struct scene s = {.n = 0};
+    struct head h;
+    write_copy(c);
+    open_target(&s, target);
+    const int rc = head_open(&h, &s.target, c->dir, MODEL_BF16);
+    ck_assert_msg(rc == code, "expected error %d, found %d: %s", code, rc, rc ? err_text() : "");
+    ck_assert_ptr_null(h.be);
+    for (; *words; words++)
+        ck_assert_msg(strstr(err_text(), *words) != NULL, "expected '%s' in: %s", *words, err_text());
+    model_deinit(&s.target);
+    backend_close(&s.be);
+    drop_copy(c);
+}
+
+/* One key of config.json, or of an object in it. */
+static const struct config_fault {
+    const char *layout, *inside, *key, *value; /* value: JSON; NULL: the key goes */
+    int code;
+    const char *words[4];
+} config_faults[] = {
+    {"safeailab", NULL, "flux", "1", ERR_LIMIT, {"'flux'", "known"}},
+    {"safeailab", NULL, "hidden_size", "64", ERR_CONFIG, {"width 64", "has 32", "head of this model"}},
+    {"safeailab", NULL, "vocab_size", "128", ERR_CONFIG, {"128 ids", "has 97", "head of this model"}},
+    {"safeailab", NULL, "draft_vocab_size", "98", ERR_CONFIG, {"98 drafted", "97"}},
+    {"safeailab", NULL, "draft_vocab_size", "null", ERR_FORMAT, {"lm_head.weight", "[97, 32]", "[48, 32]"}},
+    {"safeailab", NULL, "hidden_size", "\"big\"", ERR_FORMAT, {"'hidden_size'", "integer", "string"}},
+    {"safeailab", NULL, "hidden_size", NULL, ERR_FORMAT, {"'hidden_size'", "nothing"}},
+    {"safeailab", NULL, "hidden_act", "\"gelu\"", ERR_LIMIT, {"silu", "gelu"}},
+    {"safeailab", NULL, "model_type", "\"qwen2\"", ERR_LIMIT, {"'model_type'", "qwen2"}},
+    {"safeailab", NULL, "model_type", "\"qwen3\"", ERR_FORMAT, {"q_norm.weight"}},
+    {"safeailab", NULL, "num_hidden_layers", "2", ERR_LIMIT, {"'num_hidden_layers'", "found 2"}},
+    {"safeailab", NULL, "attention_bias", "true", ERR_LIMIT, {"'attention_bias'"}},
+    {"safeailab", NULL, "bias", "true", ERR_LIMIT, {"'bias'"}},
+    {"safeailab", NULL, "norm_output", "false", ERR_LIMIT, {"'norm_output'"}},
+    {"safeailab", NULL, "norm_before_fc", "true", ERR_FORMAT, {"input_norm.weight"}},
+    {"safeailab", NULL, "fc_norm", "true", ERR_FORMAT, {"fc_norm.0.weight"}},
+    {"safeailab", NULL, "head_dim", "24", ERR_LIMIT, {"head_dim", "16"}},
+    {"safeailab", NULL, "num_key_value_heads", "3", ERR_LIMIT, {"equal groups"}},
+    {"safeailab", NULL, "num_attention_heads", "2", ERR_FORMAT, {"q_proj", "[32, 64]", "[64, 64]"}},
+    {"safeailab", NULL, "rms_norm_eps", "0", ERR_FORMAT, {"'rms_norm_eps'"}},
+    {"safeailab",
+     NULL,
+     "rope_scaling",
+     "{\"rope_type\": \"yarn\", \"factor\": 32}",
+     ERR_LIMIT,
+     {"yarn", "llama3"}},
+    {"safeailab", NULL, "rope_scaling", "{\"rope_type\": \"llama3\"}", ERR_FORMAT, {"'factor'"}},
+    {"safeailab", NULL, "layer_types", "[\"chunked_attention\"]", ERR_LIMIT, {"'layer_types'", "chunked"}},
+    {"safeailab", NULL, "layer_types", "[]", ERR_FORMAT, {"'layer_types'"}},
+    {"safeailab", NULL, "use_sliding_window", "true", ERR_LIMIT, {"'use_sliding_window'"}},
+    {"safeailab", NULL, "target_hidden_size", "64", ERR_CONFIG, {"width 64", "has 32"}},
+    {"specforge", NULL, "fc_norm", "false", ERR_FORMAT, {"fc_norm.0.weight"}},
+    {"specforge",
+     NULL,
+     "rope_parameters",
+     "{\"rope_type\": \"default\"}",
+     ERR_FORMAT,
+     {"'rope_parameters'", "'rope_scaling'", "llama3"}},
+    {"nvidia",
+     "eagle_config",
+     "eh_proj_before_attn",
+     "true",
+     ERR_LIMIT,
+     {"eagle_config.eh_proj_before_attn"}},
+    {"nvidia", "eagle_config", "next_layer_regular", "true", ERR_LIMIT, {"eagle_config.next_layer_regular"}},
+    {"nvidia", "eagle_config", "use_last_layernorm", "false", ERR_LIMIT, {"eagle_config.use_last_layernorm"}},
+    {"nvidia", "eagle_config", "eagle_aux_hidden_state_layer_ids", "[1, 3]", ERR_FORMAT, {"3 layers"}},
+    {"nvidia",
+     "eagle_config",
+     "eagle_aux_hidden_state_layer_ids",
+     "[1, 3, 7]",
+     ERR_CONFIG,
+     {"layer 8", "last is 7"}},
+    {"nvidia", "eagle_config", "eagle_aux_hidden_state_layer_ids", "[1, \"x\", 4]", ERR_FORMAT, {"numbers"}},
+    {"nvidia", NULL, "draft_vocab_size", "40", ERR_FORMAT, {"lm_head.weight"}},
+    {"trained", NULL, "norm_before_fc", "false", ERR_FORMAT, {"input_norm.weight"}},
+    {"trained", NULL, "fc_norm", "true", ERR_FORMAT, {"'norm_before_fc'", "'fc_norm'"}},
+    {"trained", "transformer_layer_config", "flux", "1", ERR_LIMIT, {"'flux'"}},
+    {"trained", "transformer_layer_config", "model_type", "\"llama4_text\"", ERR_LIMIT, {"llama4_text"}},
+    {"qwen3", "transformer_layer_config", "model_type", "\"llama\"", ERR_FORMAT, {"_norm.weight"}},
+};
+enum { N_CONFIG_FAULTS = sizeof config_faults / sizeof *config_faults };
+
+static const char *target_of(const char *layout)
+{
+    for (int i = 0; i < N_LAYOUTS; i++)
+        if (strcmp(layouts[i].name, layout) == 0)
+            return layouts[i].target;
+    return NULL;
+}
+
+START_TEST(a_field_that_does_not_fit_is_named)
+{
+    const struct config_fault *f = &config_faults[_i];
+    struct copy c = copy_head(f->layout);
+    json_t *o = f->inside ? json_object_get(c.config, f->inside) : c.config;
+    ck_assert(json_is_object(o));
+    if (f->value)
+        json_object_set_new(o, f->key, json_loads(f->value, JSON_DECODE_ANY, NULL));
+    else
+        json_object_del(o, f->key);
+    assert_refused(&c, target_of(f->layout), f->code, f->words);
+}
+END_TEST
+
+START_TEST(a_head_of_another_target_is_told_so)
+{
+    struct copy wide = copy_head("wide"), maverick = copy_head("nvidia");
+    assert_refused(&wide, "tiny/f32", ERR_CONFIG, (const char *[]){"width 64", "has 32", NULL});
+    assert_refused(&maverick, "tiny/f32", ERR_CONFIG, (const char *[]){"96 ids", "has 97", NULL});
+}
+END_TEST
+
+START_TEST(a_tensor_that_is_missing_or_not_known_is_named)
+{
+    static const char *const names[] = {"fc.weight",
+                                        "norm.weight",
+                                        "lm_head.weight",
+                                        "d2t",
+                                        "midlayer.input_layernorm.weight",
+                                        "midlayer.post_attention_layernorm.weight",
+                                        "midlayer.self_attn.q_proj.weight",
+                                        "midlayer.self_attn.k_proj.weight",
+                                        "midlayer.self_attn.v_proj.weight",
+                                        "midlayer.self_attn.o_proj.weight",
+                                        "midlayer.mlp.gate_proj.weight",
+                                        "midlayer.mlp.up_proj.weight",
+                                        "midlayer.mlp.down_proj.weight"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        struct copy c = copy_head("safeailab");
+        rename_tensor(&c, names[i], "something.else");
+        assert_refused(&c, "tiny/f32", ERR_FORMAT, (const char *[]){names[i], NULL});
+    }
+    struct copy c = copy_head("safeailab");
+    rename_tensor(&c, "t2d", "something.else"); /* which a loader needs not */
+    assert_refused(&c, "tiny/f32", ERR_FORMAT, (const char *[]){"something.else", NULL});
+}
+END_TEST
+
+/* Entry 5 leads elsewhere: to an id that t2d does not mark, to that of entry 6, out of the vocabulary. */
+START_TEST(vocabulary_maps_that_disagree_are_told_apart)
+{
+    struct copy c[5];
+    int64_t *d2t[5];
+    for (int i = 0; i < 5; i++) {
+        c[i] = copy_head("safeailab");
+        d2t[i] = data_of(&c[i], "d2t");
+    }
+    const unsigned char *marked = data_of(&c[0], "t2d");
+    int free_id = 0;
+    while (marked[free_id])
+        free_id++;
+    d2t[0][5] = free_id - 5;
+    d2t[1][5] = d2t[1][6] + 1;
+    d2t[2][5] = 97 - 5;
+    d2t[3][5] = INT64_MIN;
+    ((unsigned char *)data_of(&c[4], "t2d"))[free_id] = 1;
+    assert_refused(&c[0], "tiny/f32", ERR_FORMAT,
+                   (const char *[]){"'t2d' and 'd2t' disagree", "draft id 5", NULL});
+    assert_refused(&c[1], "tiny/f32", ERR_FORMAT, (const char *[]){"'d2t'", "twice", NULL});
+    assert_refused(&c[2], "tiny/f32", ERR_FORMAT, (const char *[]){"'d2t'", "entry 5", "96", NULL});
+    assert_refused(&c[3], "tiny/f32", ERR_FORMAT, (const char *[]){"'d2t'", "entry 5", NULL});
+    assert_refused(&c[4], "tiny/f32", ERR_FORMAT,
+                   (const char *[]){"'t2d' and 'd2t' disagree", "48 marked", "49", NULL});
+}
+END_TEST
+
+START_TEST(a_config_of_no_object_or_no_file_gets_a_sentence)
+{
+    struct scene s = {.n = 0};
+    struct head_config c;
+    struct head h;
+    open_target(&s, "tiny/f32");
+    ck_assert_int_eq(head_config_parse(&c, &s.target.cfg, "[1]", 3, "x.json"), ERR_FORMAT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "x.json: expected an object, found an array"));
+    ck_assert_int_eq(head_config_parse(&c, &s.target.cfg, "{", 1, "x.json"), ERR_FORMAT);
+    ck_assert_int_eq(head_open(&h, &s.target, "/nowhere", MODEL_BF16), ERR_IO);
+    ck_assert_ptr_nonnull(strstr(err_text(), "/nowhere/config.json"));
+    model_deinit(&s.target);
+    backend_close(&s.be);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("head");
@@ -290,6 +562,13 @@ int main(void)
     tcase_add_loop_test(c, the_dynamic_tree_is_the_references_node_for_node, 0, N_LAYOUTS);
     tcase_add_loop_test(c, the_chain_is_the_references_token_for_token, 0, N_LAYOUTS);
     tcase_add_loop_test(c, weights_in_fp8_change_logits_within_what_rounding_allows, 0, N_LAYOUTS);
+    suite_add_tcase(s, c);
+    c = tcase_create("bad heads");
+    tcase_add_loop_test(c, a_field_that_does_not_fit_is_named, 0, N_CONFIG_FAULTS);
+    tcase_add_test(c, a_head_of_another_target_is_told_so);
+    tcase_add_test(c, a_tensor_that_is_missing_or_not_known_is_named);
+    tcase_add_test(c, vocabulary_maps_that_disagree_are_told_apart);
+    tcase_add_test(c, a_config_of_no_object_or_no_file_gets_a_sentence);
     suite_add_tcase(s, c);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_ENV);
