@@ -49,6 +49,32 @@ START_TEST(coupled_output_of_every_shape_equals_none_bit_for_bit)
 }
 END_TEST
 
+/* Chunks of 12 positions, a layer without rotation, two experts a token: answers of 48 tokens cross four
+ * borders. */
+START_TEST(output_of_a_llama_4_target_equals_none)
+{
+    static const char *const shapes[] = {"shape=0", "shape=1", "shape=2"};
+    struct model llama4;
+    struct toy_draft none = toy_draft("none", NULL);
+    struct spec_opts o = toy_spec_opts(&none);
+    ck_assert_int_eq(model_load(&llama4, &toy.be, SPECBED_GOLDEN_DIR "/llama4/text", NULL), 0);
+    toy_run(&llama4, &o, REQUESTS, NULL, plain);
+    for (int i = 0; i < 3; i++) {
+        struct toy_draft d = toy_draft("eagle3", shapes[i], "top_k=4", NULL);
+        o.draft = d.ops;
+        o.draft_option = d.option;
+        o.slots = 2;
+        o.max_nodes = 12;
+        toy_run(&llama4, &o, REQUESTS, NULL, answer);
+        for (int r = 0; r < REQUESTS; r++) {
+            toy_assert_same(&plain[r], &answer[r], shapes[i]);
+            ck_assert_int_gt(answer[r].proposed, 0);
+        }
+    }
+    model_deinit(&llama4);
+}
+END_TEST
+
 /* Drawn by the target's own noise a token is the target's whenever the two distributions agree well enough.
  */
 START_TEST(coupled_output_of_drawn_trees_equals_none_and_agrees_more)
@@ -341,6 +367,7 @@ int main(void)
     tcase_set_timeout(c, 60); /* 20000 answers, under sanitizers */
     tcase_add_unchecked_fixture(c, open_toy, close_toy);
     tcase_add_test(c, coupled_output_of_every_shape_equals_none_bit_for_bit);
+    tcase_add_test(c, output_of_a_llama_4_target_equals_none);
     tcase_add_test(c, coupled_output_of_drawn_trees_equals_none_and_agrees_more);
     tcase_add_loop_test(c, answers_of_drawn_drafts_are_distributed_as_the_targets, 0, 6);
     tcase_add_test(c, a_draft_that_records_another_q_is_caught);
