@@ -12,8 +12,7 @@ static const char *const silent[] = {"_name_or_path",       "architectures",
                                      "attention_dropout",   "auto_map",
                                      "bos_token_id",        "dtype",
                                      "embed_requires_grad", "eos_token_id",
-                                     "initializer_range",   "max_position_embeddings",
-                                     "model_type",          "num_hidden_layers",
+                                     "initializer_range",   "max_window_layers",
                                      "pad_token_id",        "pretraining_tp",
                                      "speculators_config",  "speculators_model_type",
                                      "speculators_version", "tie_word_embeddings",
@@ -30,11 +29,14 @@ static const char *const used[] = {"attention_bias",
                                    "hidden_size",
                                    "intermediate_size",
                                    "layer_types",
+                                   "max_position_embeddings",
                                    "mlp_bias",
+                                   "model_type",
                                    "norm_before_fc",
                                    "norm_before_residual",
                                    "norm_output",
                                    "num_attention_heads",
+                                   "num_hidden_layers",
                                    "num_key_value_heads",
                                    "rms_norm_eps",
                                    "rope_parameters",
@@ -43,6 +45,7 @@ static const char *const used[] = {"attention_bias",
                                    "sliding_window",
                                    "target_hidden_size",
                                    "transformer_layer_config",
+                                   "use_sliding_window",
                                    "vocab_size",
                                    NULL};
 
@@ -121,7 +124,8 @@ static int read_window(struct head_config *c, const json_t *o, const char *what)
         if (!json_is_array(types) || json_array_size(types) != 1 || !json_is_string(json_array_get(types, 0)))
             FAIL(ERR_FORMAT, "%s: 'layer_types': expected a list of one word", what);
         type = json_string_value(json_array_get(types, 0));
-    }
+    } else
+        TRY(refuse_flag(o, "use_sliding_window", what)); /* of which layers is then a matter of versions */
     if (strcmp(type, "sliding_attention") == 0)
         return get_int(o, "sliding_window", what, 0, &c->window);
     if (strcmp(type, "full_attention") != 0)

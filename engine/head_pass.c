@@ -178,7 +178,8 @@ static int fuse(struct head_pass *p)
     const struct gemm fc = product(p, &h->fc, p->features, p->x);
     for (int t = 0; t < HEAD_TAPS; t++) {
         const float *feature = p->feature + (size_t)t * (size_t)p->max_rows * (size_t)dim;
-        struct gather a = part_of(p, feature, h->fc_norm[t], dim, &h->fc, p->features);
+        struct gather a =
+            part_of(p, feature, h->cfg.fc_norm ? h->fc_norm[t] : NULL, dim, &h->fc, p->features);
         a.column = t * dim;
         a.y = p->wide;
         TRY(h->be->ops->gather(h->be, &a));

@@ -19,7 +19,7 @@ enum draft_needs {
     DRAFT_HIDDEN = 1,    /* hidden states of the target for committed positions */
     DRAFT_REFERENCE = 2, /* earlier outputs of the same requests; see draft_env.reference */
     DRAFT_HOST = 4,      /* it is a host strategy */
-    DRAFT_Q = 8          /* its nodes may be drawn at random, and come with q */
+    DRAFT_Q = 8          /* its nodes may be drawn at random, and come with q: see draws */
 };
 
 /* An option of one strategy: `draft.<strategy>.<name>` in experiment files and --set. Numbers only. */
@@ -37,6 +37,8 @@ struct draft_env {
     int vocab, max_depth, max_nodes;
     const char *head;           /* directory of a draft's own network, or NULL; borrowed for the call */
     uint64_t seed;
+    enum accept_kind rule;           /* by which its nodes will be judged, and how the target samples */
+    const struct sampling *sampling; /* borrowed for the call; NULL: greedy */
     const double *option;       /* values in the order of draft_ops.options; borrowed for the call */
     /* Tokens that an earlier run emitted for this request: returns how many, 0 when it has none; lent for the run. NULL without
      * DRAFT_REFERENCE. */
@@ -84,6 +86,7 @@ struct draft_ops {
     /* Trees for n slots; out[i] arrives cleared, with max_nodes and max_depth already cut to what slot i can still use. */
     int  (*propose)(void *self, const struct draft_text *text, int n, struct tree *out);
     int  (*observe)(void *self, const struct draft_seen *seen, int n);
+    int  (*draws)(const void *self); /* of DRAFT_Q, NULL for others: 1, its nodes come with q */
     /* Of DRAFT_HIDDEN, NULL for others. tap: once, before any request: fill `layer`, keep the pointer. prefilled: the pass before it was over
      * n tokens of a new request's prompt at positions from `at`, row i is position at + i; tokens[n], the one after them, exists, too. */
     void (*tap)(void *self, struct draft_hidden *hidden);

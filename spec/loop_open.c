@@ -68,6 +68,8 @@ static int open_draft(struct spec *s)
                             .max_nodes = o->max_nodes,
                             .head = o->head,
                             .seed = o->sampling.seed,
+                            .rule = o->rule->kind,
+                            .sampling = &o->sampling,
                             .option = o->draft_option,
                             .reference = o->draft->needs & DRAFT_REFERENCE ? o->reference : NULL,
                             .reference_ctx = o->reference_ctx};
@@ -179,7 +181,7 @@ static void share_trees(struct spec *s, struct share *m)
     struct trees *t = &s->step.trees;
     *t = (struct trees){
         .slots = s->opts.slots, .max_nodes = s->opts.max_nodes, .max_depth = s->opts.max_depth};
-    if (s->opts.draft->needs & DRAFT_Q)
+    if (s->opts.draft->needs & DRAFT_Q && s->opts.draft->draws(s->draft))
         t->q = floats(m, all * (size_t)s->model->cfg.vocab);
     if (!at)
         return;

@@ -315,7 +315,8 @@ static void draft_open(struct draft *d, const char *kind, int variant)
     variant = variant < FLAGS ? variant : 0;
     d->head.cfg.norm_before_residual = variant & 1;
     d->head.cfg.feed_normed = variant >> 1 & 1;
-    for (int t = 0; t < HEAD_TAPS && variant & 4; t++)
+    d->head.cfg.fc_norm = variant >> 2 & 1;
+    for (int t = 0; t < HEAD_TAPS && d->head.cfg.fc_norm; t++)
         d->head.fc_norm[t] = d->head.embed_norm; /* any gain of that width */
     ok(head_pass_init(&d->pass, &d->head, 2, CAP, ROWS, DEPTH));
 }

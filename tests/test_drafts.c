@@ -77,6 +77,7 @@ START_TEST(the_table_is_complete)
         ck_assert(on_host == (ops->enqueue == NULL));
         ck_assert(on_host == (ops->begin != NULL) && on_host == (ops->propose != NULL));
         ck_assert(on_host == (ops->observe != NULL));
+        ck_assert(!!(ops->needs & DRAFT_Q) == (ops->draws != NULL));
         for (const struct draft_option *o = ops->options; o->name; o++) {
             ck_assert(*o->help && o->lo <= o->def && o->def <= o->hi);
             int words = 0;
