@@ -94,9 +94,12 @@ static __global__ void __launch_bounds__(THREADS) top_kernel(const __grid_consta
     __shared__ float part[WARPS];
     __shared__ int n_found;
     const int me = (int)threadIdx.x, row = (int)blockIdx.x;
-    const float *x = a.logits + (size_t)row * (size_t)a.vocab;
     launch_trigger();
     launch_wait();
+    const int from = a.from ? a.from[row] : row;
+    if (from < 0)
+        return;
+    const float *x = a.logits + (size_t)from * (size_t)a.vocab;
     most[me] = largest_key(x, a.vocab);
     if (me == 0)
         n_found = 0;

@@ -25,7 +25,10 @@ static int best_ids(const float *row, int vocab, int k, int *id)
 void top_ref(const struct top *a)
 {
     for (int r = 0; r < a->rows; r++) {
-        const float *row = a->logits + (size_t)r * (size_t)a->vocab;
+        const int from = a->from ? a->from[r] : r;
+        if (from < 0)
+            continue;
+        const float *row = a->logits + (size_t)from * (size_t)a->vocab;
         int *id = a->id + (size_t)r * (size_t)a->k;
         float *log_p = a->log_p + (size_t)r * (size_t)a->k;
         const int n = best_ids(row, a->vocab, a->k, id);

@@ -236,6 +236,7 @@ static float logit(int content, int row, int v, int vocab)
 
 static void compare_top(int content, int vocab, int k)
 {
+    static const int from[TOP_ROWS] = {4, 0, -1, 2, 2};
     const size_t n = TOP_ROWS * (size_t)vocab, best = TOP_ROWS * (size_t)k;
     float *x = alloc(n * sizeof *x), log_p[TOP_ROWS * TOP_MAX], want_log_p[TOP_ROWS * TOP_MAX];
     int id[TOP_ROWS * TOP_MAX], want_id[TOP_ROWS * TOP_MAX], *map = alloc((size_t)vocab * sizeof *map);
@@ -244,13 +245,26 @@ static void compare_top(int content, int vocab, int k)
     for (int v = 0; v < vocab; v++)
         map[v] = 3 * v + 1;
     float *device_x = to_device(x, n * sizeof *x), *device_log_p = to_device(NULL, best * sizeof *log_p);
-    int *device_id = to_device(NULL, best * sizeof *id),
+    int *device_id = to_device(NULL, best * sizeof *id), *device_from = to_device(from, sizeof from),
         *device_map = to_device(map, (size_t)vocab * sizeof *map);
-    struct top a = {device_x, content % 2 ? device_map : NULL, device_id, device_log_p, TOP_ROWS, vocab, k};
+    struct top a = {.logits = device_x,
+                    .from = device_from,
+                    .map = content % 2 ? device_map : NULL,
+                    .id = device_id,
+                    .log_p = device_log_p,
+                    .rows = TOP_ROWS,
+                    .vocab = vocab,
+                    .k = k};
     cuda_ok(top_cuda(&a, NULL), "launching top");
     from_device(id, device_id, best * sizeof *id);
     from_device(log_p, device_log_p, best * sizeof *log_p);
-    a = (struct top){x, content % 2 ? map : NULL, want_id, want_log_p, TOP_ROWS, vocab, k};
+    memset(want_id, UNTOUCHED, sizeof want_id);
+    memset(want_log_p, UNTOUCHED, sizeof want_log_p);
+    a.logits = x;
+    a.from = from;
+    a.map = content % 2 ? map : NULL;
+    a.id = want_id;
+    a.log_p = want_log_p;
     top_ref(&a);
     for (size_t i = 0; i < best; i++) {
         /* a thread's sum, ten more, exponentials of 2 ulp and the logarithm; then the difference of the
@@ -264,7 +278,8 @@ static void compare_top(int content, int vocab, int k)
                    content, vocab, k, i / (size_t)k, i % (size_t)k, (double)log_p[i], (double)want_log_p[i],
                    bound);
     }
-    cudaFree(device_x), cudaFree(device_log_p), cudaFree(device_id), cudaFree(device_map);
+    cudaFree(device_x), cudaFree(device_log_p), cudaFree(device_id), cudaFree(device_map),
+        cudaFree(device_from);
     free(x), free(map);
 }
 

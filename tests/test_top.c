@@ -67,6 +67,21 @@ START_TEST(probabilities_are_those_of_the_softmax)
 }
 END_TEST
 
+START_TEST(rows_are_taken_by_number_and_gaps_stay)
+{
+    static const int from[] = {1, -1, 0};
+    int got[3] = {-5, -5, -5};
+    float p[3] = {7, 7, 7};
+    row[0] = 0, row[1] = 1, row[2] = 3, row[3] = 2;
+    const struct top a = {.logits = row, .from = from, .id = got, .log_p = p, .rows = 3, .vocab = 2, .k = 1};
+    top_ref(&a);
+    ck_assert_int_eq(got[0], 0);
+    ck_assert_int_eq(got[1], -5);
+    ck_assert_int_eq(got[2], 1);
+    ck_assert(p[0] < 0 && p[1] == 7 && p[2] < 0);
+}
+END_TEST
+
 START_TEST(a_map_says_whose_ids_they_are)
 {
     const int map[] = {40, 50, 60, 70};
@@ -85,6 +100,7 @@ int main(void)
     TCase *c = tcase_create("top");
     tcase_add_test(c, ids_stand_in_the_order_of_their_ranks);
     tcase_add_test(c, probabilities_are_those_of_the_softmax);
+    tcase_add_test(c, rows_are_taken_by_number_and_gaps_stay);
     tcase_add_test(c, a_map_says_whose_ids_they_are);
     suite_add_tcase(s, c);
     SRunner *r = srunner_create(s);
