@@ -3,6 +3,7 @@
  * keeps rows of the target's features alone; a tree's own rows take the cells behind them and are forgotten.
  * The tree itself: drafts/eagle3_tree.h. */
 #include "drafts/drafts.h"
+#include "drafts/eagle3.h"
 #include "drafts/eagle3_tree.h"
 #include "engine/backend.h"
 #include "engine/err.h"
@@ -10,24 +11,23 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPT_SHAPE, OPT_TOP_K, OPT_SAMPLE, OPT_WEIGHTS };
 enum { BLOCK = 64 };
 
 static const char *const shape_words[] = {"chain", "static", "dynamic", NULL};
 static const char *const sample_words[] = {"greedy", "sampled", NULL};
 static const char *const weight_words[] = {"bf16", "fp8", NULL};
 static const struct draft_option eagle3_options[] = {
-    [OPT_SHAPE] = {"shape",
-                   "chain; static: rank r under weight w while w r <= top_k; dynamic: the most probable", 0,
-                   0, 2, 1, shape_words},
-    [OPT_TOP_K] = {"top_k", "children of a node and, dynamic, nodes of a level that go on", 10, 1, TOP_MAX, 1,
-                   NULL},
-    [OPT_SAMPLE] = {"sample",
-                    "greedy: the most probable tokens; sampled: drawn at sampling.temperature, by the "
-                    "target's noise (coupled) or with q (rejection: chain, static)",
-                    0, 0, 1, 1, sample_words},
-    [OPT_WEIGHTS] = {"weights", "of the head; fp8: E4M3 with a scale per output row, made at load", 0, 0, 1,
-                     1, weight_words},
+    [EAGLE3_SHAPE] = {"shape",
+                      "chain; static: rank r under weight w while w r <= top_k; dynamic: the most probable",
+                      0, 0, 2, 1, shape_words},
+    [EAGLE3_TOP_K] = {"top_k", "children of a node and, dynamic, nodes of a level that go on", 10, 1, TOP_MAX,
+                      1, NULL},
+    [EAGLE3_SAMPLE] = {"sample",
+                       "greedy: the most probable tokens; sampled: drawn at sampling.temperature, by the "
+                       "target's noise (coupled) or with q (rejection: chain, static)",
+                       0, 0, 1, 1, sample_words},
+    [EAGLE3_WEIGHTS] = {"weights", "of the head; fp8: E4M3 with a scale per output row, made at load", 0, 0,
+                        1, 1, weight_words},
     {0},
 };
 
@@ -141,7 +141,7 @@ static int take_device(struct eagle3 *e)
  * guess. */
 static enum eagle3_draw draw_of(const struct draft_env *env)
 {
-    if (env->option[OPT_SAMPLE] == 0 || !env->sampling || !(env->sampling->temperature > 0))
+    if (env->option[EAGLE3_SAMPLE] == 0 || !env->sampling || !(env->sampling->temperature > 0))
         return EAGLE3_BEST;
     return env->rule == ACCEPT_COUPLED     ? EAGLE3_COUPLED
            : env->rule == ACCEPT_REJECTION ? EAGLE3_FREE
@@ -151,9 +151,9 @@ static enum eagle3_draw draw_of(const struct draft_env *env)
 static int open_choice(struct eagle3 *e, const struct draft_env *env)
 {
     struct eagle3_choice *c = &e->choice;
-    *c = (struct eagle3_choice){.shape = (enum eagle3_shape)env->option[OPT_SHAPE],
+    *c = (struct eagle3_choice){.shape = (enum eagle3_shape)env->option[EAGLE3_SHAPE],
                                 .draw = draw_of(env),
-                                .top_k = (int)env->option[OPT_TOP_K],
+                                .top_k = (int)env->option[EAGLE3_TOP_K],
                                 .max_depth = e->max_depth,
                                 .vocab = e->head.cfg.vocab,
                                 .target_vocab = e->head.cfg.target_vocab,
@@ -174,14 +174,22 @@ static int open_choice(struct eagle3 *e, const struct draft_env *env)
     return eagle3_choice_init(c, e->max_nodes);
 }
 
+int eagle3_open_head(struct head *h, const struct draft_env *env)
+{
+    if (!env->head || !*env->head)
+        FAIL(ERR_CONFIG, "draft 'eagle3': expected the directory of a head in draft.head, found nothing");
+    TRY_CTX(head_open(h, env->target, env->head, (enum model_numbers)env->option[EAGLE3_WEIGHTS]),
+            "draft.head");
+    if (h->cfg.window && h->cfg.window < env->cap + env->max_depth)
+        FAIL(ERR_LIMIT, "draft 'eagle3': the head sees %d keys, texts can have %d: lower model.max_context",
+             h->cfg.window, env->cap);
+    return 0;
+}
+
 static int open_all(struct eagle3 *e, const struct draft_env *env)
 {
     const int deep = env->max_depth;
-    TRY_CTX(head_open(&e->head, env->target, env->head, (enum model_numbers)env->option[OPT_WEIGHTS]),
-            "draft.head");
-    if (e->head.cfg.window && e->head.cfg.window < env->cap + deep)
-        FAIL(ERR_LIMIT, "draft 'eagle3': the head sees %d keys, texts can have %d: lower model.max_context",
-             e->head.cfg.window, env->cap);
+    TRY(eagle3_open_head(&e->head, env));
     TRY(open_choice(e, env));
     const int wide = e->choice.max_frontier;
     int rows = env->slots * (wide > deep + 1 ? wide : deep + 1);
@@ -195,8 +203,6 @@ static int open_all(struct eagle3 *e, const struct draft_env *env)
 static int eagle3_open(void **self, const struct draft_env *env)
 {
     *self = NULL;
-    if (!env->head || !*env->head)
-        FAIL(ERR_CONFIG, "draft 'eagle3': expected the directory of a head in draft.head, found nothing");
     struct eagle3 *e = calloc(1, sizeof *e);
     if (!e)
         FAIL(ERR_MEMORY, "draft 'eagle3': out of memory");
@@ -204,7 +210,7 @@ static int eagle3_open(void **self, const struct draft_env *env)
                          .slots = env->slots,
                          .max_depth = env->max_depth,
                          .max_nodes = env->max_depth > 0 ? env->max_nodes : 0};
-    if (env->option[OPT_SHAPE] == EAGLE3_CHAIN && e->max_nodes > e->max_depth)
+    if (env->option[EAGLE3_SHAPE] == EAGLE3_CHAIN && e->max_nodes > e->max_depth)
         e->max_nodes = e->max_depth;
     const int rc = open_all(e, env);
     if (rc)
@@ -296,8 +302,8 @@ static int eagle3_prefilled(void *self, int slot, const int *tokens, int at, int
             e->row[i] = true_row(slot, at + done + i, tokens[done + i + 1]);
             e->numbers[i] = done + i;
         }
-        TRY(gather_features(e, e->hidden->rows, e->hidden->max_rows, e->pass.feature, e->pass.max_rows,
-                            block));
+        TRY(gather_features(e, e->hidden->prompt, e->hidden->max_prompt_rows, e->pass.feature,
+                            e->pass.max_rows, block));
         TRY(head_pass_start(&e->pass, e->row, block, HEAD_FEATURES | (is_last ? 0 : HEAD_CACHE)));
         for (int i = 0; i < e->slots; i++)
             e->numbers[i] = i == slot ? block - 1 : -1;
@@ -450,6 +456,12 @@ static int eagle3_propose(void *self, const struct draft_text *text, int n, stru
     return 0;
 }
 
+/* Draws are the host's business. */
+static const struct draft_ops *eagle3_pick(const struct draft_env *env)
+{
+    return env->be->host_reads || draw_of(env) != EAGLE3_BEST ? NULL : &draft_eagle3_device;
+}
+
 const struct draft_ops draft_eagle3 = {.name = "eagle3",
                                        .help = "a small network on the target's features: draft.head",
                                        .needs = DRAFT_HOST | DRAFT_HIDDEN | DRAFT_Q,
@@ -461,5 +473,6 @@ const struct draft_ops draft_eagle3 = {.name = "eagle3",
                                        .propose = eagle3_propose,
                                        .observe = eagle3_observe,
                                        .draws = eagle3_draws,
+                                       .pick = eagle3_pick,
                                        .tap = eagle3_tap,
                                        .prefilled = eagle3_prefilled};

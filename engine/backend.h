@@ -8,6 +8,7 @@
 #include "kernels/embed.h"
 #include "kernels/gather.h"
 #include "kernels/gemm.h"
+#include "kernels/grow.h"
 #include "kernels/logits.h"
 #include "kernels/moe.h"
 #include "kernels/node_stats.h"
@@ -83,6 +84,8 @@ struct backend_ops {
     int  (*top)(struct backend *be, const struct top *a);
     /* The operations of a step around its pass; kernels/step.h. */
     int  (*ngram)(struct backend *be, const struct ngram *a);
+    int  (*grow_true)(struct backend *be, const struct grow *a);
+    int  (*grow_level)(struct backend *be, const struct grow *a, int level);
     int  (*step_plan)(struct backend *be, const struct step *s, int rows);
     int  (*step_commit)(struct backend *be, const struct step_commit *a);
     int  (*stamp)(struct backend *be, int64_t *at); /* *at = the time on the clock of enum step_clock; memory of the backend, or alloc_host's */

@@ -381,6 +381,21 @@ static int cpu_ngram(struct backend *be, const struct ngram *a)
     return 0;
 }
 
+static int cpu_grow_true(struct backend *be, const struct grow *a)
+{
+    be->launches++;
+    stamp_first(&a->step->clock[STEP_BEGIN]);
+    grow_true_ref(a);
+    return 0;
+}
+
+static int cpu_grow_level(struct backend *be, const struct grow *a, int level)
+{
+    be->launches++;
+    grow_level_ref(a, level);
+    return 0;
+}
+
 static int cpu_step_plan(struct backend *be, const struct step *s, int rows)
 {
     be->launches++;
@@ -528,6 +543,8 @@ const struct backend_ops backend_cpu = {
     .gather = cpu_gather,
     .top = cpu_top,
     .ngram = cpu_ngram,
+    .grow_true = cpu_grow_true,
+    .grow_level = cpu_grow_level,
     .step_plan = cpu_step_plan,
     .step_commit = cpu_step_commit,
     .stamp = cpu_stamp,

@@ -15,8 +15,9 @@ enum { FORWARD_TAPS = 3 };
 /* Features for drafts that read the target: the residual stream as it enters three layers (model-formats D.2). */
 struct forward_tap {
     int layer[FORWARD_TAPS]; /* rising, below the model's layers */
-    float *out;              /* memory of the backend, or alloc_host's [FORWARD_TAPS, max_rows, hidden], row i of the last pass at i. NULL:
+    float *out;              /* memory of the backend, or alloc_host's [FORWARD_TAPS, rows, hidden], row i of the last pass at i. NULL:
                                 nobody asked, and a pass does no more than without */
+    int rows;                /* 0: max_rows of the forward */
 };
 
 struct forward {

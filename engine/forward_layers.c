@@ -192,10 +192,10 @@ static int run_head(const struct forward *f, unsigned flags)
 static int run_tap(const struct forward *f, int layer)
 {
     struct backend *be = f->model->be;
-    const int hidden = f->model->cfg.hidden;
+    const int hidden = f->model->cfg.hidden, plane = f->tap.rows ? f->tap.rows : f->max_rows;
     for (int t = 0; f->tap.out && t < FORWARD_TAPS; t++) {
         const struct gather copy = {.x = f->scratch->x,
-                                    .y = f->tap.out + (size_t)t * (size_t)f->max_rows * (size_t)hidden,
+                                    .y = f->tap.out + (size_t)t * (size_t)plane * (size_t)hidden,
                                     .rows = f->rows.n,
                                     .k = hidden,
                                     .dim = hidden,

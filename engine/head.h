@@ -69,7 +69,12 @@ struct head_pass {
     int max_rows, max_path, n;
     int *ints;         /* token, slot, pos, cell, base, path_off [max_rows] each, then paths */
     int *staging;      /* owned, host: the same */
-    float *feature;    /* in [3, max_rows, target_hidden] */
+    float *feature;    /* in [3, max_rows, target_hidden], or wherever `source` says */
+    struct {
+        const float *rows; /* [3, plane, target_hidden], feature of its own after init */
+        int plane;
+        const int *from;   /* [n] which of them the rows of the pass have, -1: none; NULL: in order */
+    } source;
     float *x;          /* in g, out h (or norm(h)), [max_rows, hidden] */
     float *logits;     /* out [max_rows, vocab] */
     float *e, *qkv, *cos_sin, *square, *gemm, *attention;

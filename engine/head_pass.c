@@ -48,6 +48,8 @@ static int take_memory(struct head_pass *p)
     TRY(take(be, rows * (size_t)c->head_dim * f, &p->cos_sin));
     TRY(take(be, rows * (size_t)c->vocab * f, &p->logits));
     TRY(take(be, HEAD_TAPS * rows * (size_t)c->target_hidden * f, &p->feature));
+    p->source.rows = p->feature;
+    p->source.plane = p->max_rows;
     TRY(take(be, be->ops->act_bytes(be, p->max_rows, HEAD_TAPS * c->target_hidden), &p->features));
     TRY(take(be, be->ops->act_bytes(be, p->max_rows, 2 * c->hidden), &p->beside));
     TRY(take(be, be->ops->act_bytes(be, p->max_rows, c->hidden), &p->normed));
@@ -177,9 +179,10 @@ static int fuse(struct head_pass *p)
     const int dim = h->cfg.target_hidden, wide = HEAD_TAPS * dim;
     const struct gemm fc = product(p, &h->fc, p->features, p->x);
     for (int t = 0; t < HEAD_TAPS; t++) {
-        const float *feature = p->feature + (size_t)t * (size_t)p->max_rows * (size_t)dim;
+        const float *feature = p->source.rows + (size_t)t * (size_t)p->source.plane * (size_t)dim;
         struct gather a =
             part_of(p, feature, h->cfg.fc_norm ? h->fc_norm[t] : NULL, dim, &h->fc, p->features);
+        a.from = p->source.from;
         a.column = t * dim;
         a.y = p->wide;
         TRY(h->be->ops->gather(h->be, &a));

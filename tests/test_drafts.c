@@ -169,7 +169,7 @@ static void check_on_host(const struct draft_ops *ops, void *self)
     int tokens[SLOTS][CAP];
     struct draft_text text[SLOTS];
     struct tree batch[SLOTS], alone;
-    struct draft_hidden hidden = {.rows = features, .max_rows = 8};
+    struct draft_hidden hidden = {.rows = features, .prompt = features, .max_rows = 8, .max_prompt_rows = 8};
     fill_texts(tokens, text);
     for (size_t i = 0; i < sizeof features / sizeof *features; i++)
         features[i] = philox_uniform(philox(5, (uint32_t)i, 0, 92, 0).v[0]) - 0.5f;
@@ -231,7 +231,7 @@ static void check_on_device(const struct draft_ops *ops, void *self)
                 batch[s].max_depth = step_depth(&t.host.seq[s], DEPTH);
             }
             toy_step_send(&t);
-            ck_assert_int_eq(ops->enqueue(self, &t.on), 0);
+            ck_assert_int_eq(ops->enqueue(self, &t.on, CAP), 0);
             toy_step_fetch(&t);
             for (int s = 0; s < SLOTS; s++) {
                 toy_step_tree(&t, s, who < 0 ? &batch[s] : &alone);

@@ -206,7 +206,8 @@ static void propose(const struct scene *s, enum accept_kind rule, const double *
                                   .head = s->dir,
                                   .rule = rule,
                                   .option = option};
-    struct draft_hidden hidden = {.rows = s->taps, .max_rows = s->n};
+    struct draft_hidden hidden = {
+        .rows = s->taps, .prompt = s->taps, .max_rows = s->n, .max_prompt_rows = s->n};
     const struct draft_text text = {.tokens = s->tokens, .n = s->n + 1, .n_prompt = s->n + 1};
     void *self = NULL;
     ck_assert_msg(ops->open(&self, &env) == 0, "%s", err_text());
