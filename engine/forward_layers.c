@@ -244,11 +244,17 @@ static int run_head(const struct forward *f, unsigned flags)
 static int run_tap(const struct forward *f, int layer)
 {
     struct backend *be = f->model->be;
-    const size_t hidden = (size_t)f->model->cfg.hidden, rows = (size_t)f->rows.n;
-    for (int t = 0; f->tap.out && t < FORWARD_TAPS; t++)
+    const int hidden = f->model->cfg.hidden, plane = f->tap.rows ? f->tap.rows : f->max_rows;
+    for (int t = 0; f->tap.out && t < FORWARD_TAPS; t++) {
+        const struct gather copy = {.x = f->scratch->x,
+                                    .y = f->tap.out + (size_t)t * (size_t)plane * (size_t)hidden,
+                                    .rows = f->rows.n,
+                                    .k = hidden,
+                                    .dim = hidden,
+                                    .threads = be->threads};
         if (f->tap.layer[t] == layer)
-            TRY(be->ops->download(be, f->tap.out + (size_t)t * (size_t)f->max_rows * hidden, f->scratch->x,
-                                  rows * hidden * sizeof(float)));
+            TRY(be->ops->gather(be, &copy));
+    }
     return 0;
 }
 
