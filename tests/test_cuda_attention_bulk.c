@@ -1,7 +1,8 @@
 /* test_cuda_attention_bulk: attention of long prefill passes. Needles: keys are +-1 codes of their positions
  * and queries ask for one so loudly that every other weight is exactly 0, so each row and head must give back
  * one value, exactly: that finds every wrong cell, mask, head or tile. Numbers: random rows within a bound of
- * the double reference. Cells that no row sees hold NaN throughout. */
+ * the double reference. Cells that no row sees hold NaN throughout. With chunks the same, and the rows of
+ * each are to the bit those of a text that begins with it. */
 #include "engine/backend.h"
 #include "engine/err.h"
 #include "kernels/fp8.h"
@@ -19,10 +20,10 @@ static const bf16 bf16_nan = 0x7fc0;
 
 /* One pass: rows at positions start .. start + rows - 1. */
 struct pass {
-    int start, rows, kv_heads, group, dim, cap;
+    int start, rows, kv_heads, group, dim, cap, chunk;
     enum kv_form form;
     float *qkv;   /* [rows][(heads + 2 kv_heads) dim], q alone */
-    float *k, *v; /* [kv_heads][cap][dim], what the cells of SLOT hold, NaN past the pass */
+    float *k, *v; /* [kv_heads][cap][dim], what the cells of SLOT hold, NaN where no row sees */
     bf16 *y;      /* [rows][heads dim] */
 };
 
@@ -69,10 +70,18 @@ static size_t cell(const struct pass *p, int kv_head, int position)
     return ((size_t)kv_head * (size_t)p->cap + (size_t)position) * (size_t)p->dim;
 }
 
-static struct pass pass_open(int start, int rows, int group, int dim, enum kv_form form)
+static int first_of(const struct pass *p, int row) /* position that it sees */
 {
-    struct pass p = {.start = start, .rows = rows, .kv_heads = 2, .group = group, .dim = dim, .form = form};
-    p.cap = (start + rows + 20) / 16 * 16 + 16;
+    return attention_first(p->chunk, p->start + row);
+}
+
+/* Rows from `shape.start` on; its arrays and cap are made here. */
+static struct pass pass_open(struct pass shape)
+{
+    struct pass p = shape;
+    const int dim = p.dim, rows = p.rows;
+    p.kv_heads = 2;
+    p.cap = (p.start + rows + 20) / 16 * 16 + 16;
     const size_t cells = (size_t)p.kv_heads * (size_t)p.cap * (size_t)dim;
     p.qkv = allocated((size_t)rows * q_stride(&p) * sizeof *p.qkv);
     p.k = allocated(cells * sizeof *p.k);
@@ -152,6 +161,7 @@ static void pass_run(struct pass *p, float scale)
                                 .heads = heads_of(p),
                                 .reach = p->cap,
                                 .bulk = 1,
+                                .chunk = p->chunk,
                                 .scale = scale};
     ok(be.ops->attention(&be, &a));
     ok(be.ops->download(&be, p->y, y, out * sizeof(bf16)));
@@ -167,12 +177,13 @@ static void pass_run(struct pass *p, float scale)
 
 static const int starts[] = {0, 1, 63, 64, 500, 5000}, counts[] = {65, 100, 128, 129, 191, 600},
                  groups[] = {1, 3, 4, 8, 5, 2}, dims[] = {16, 32, 48, 64, 80, 96, 128, 144, 256};
-enum { N_STARTS = 6, N_DIMS = sizeof dims / sizeof *dims };
+static const int chunks[] = {12, 16, 64, 100, 130, 512, 5100};
+enum { N_STARTS = 6, N_DIMS = sizeof dims / sizeof *dims, N_CHUNKS = sizeof chunks / sizeof *chunks };
 
 /* ---- needles ---- */
 
 /* Which position a row's head asks for: its own, the first, borders of tiles, any earlier one, or one that it
- * must not see. */
+ * must not see, be it later or before its chunk. */
 static int wanted(const struct pass *p, int row, int head)
 {
     const int pos = p->start + row;
@@ -181,7 +192,7 @@ static int wanted(const struct pass *p, int row, int head)
     case 0:
         return pos;
     case 1:
-        return 0;
+        return first_of(p, row);
     case 2:
         return pos / 64 * 64;
     case 3:
@@ -194,7 +205,7 @@ static int wanted(const struct pass *p, int row, int head)
 static void fill_needles(struct pass *p)
 {
     for (int g = 0; g < p->kv_heads; g++)
-        for (int at = 0; at < p->start + p->rows; at++)
+        for (int at = first_of(p, 0); at < p->start + p->rows; at++)
             for (int d = 0; d < p->dim; d++) {
                 p->k[cell(p, g, at) + (size_t)d] = d < BITS ? (at ^ g * 5) >> d & 1 ? 1 : -1 : 0;
                 p->v[cell(p, g, at) + (size_t)d] = held(p, 4 * uniform(41, cell(p, g, at) + (size_t)d));
@@ -211,7 +222,7 @@ static void check_needle(const struct pass *p, int row, int head, double *sum)
 {
     const int pos = p->start + row, want = wanted(p, row, head), g = head / p->group;
     int nearest = BITS + 1, n = 0;
-    for (int at = 0; at <= pos; at++) {
+    for (int at = first_of(p, row); at <= pos; at++) {
         const int apart = __builtin_popcount((unsigned)(at ^ want));
         if (apart < nearest) {
             nearest = apart;
@@ -229,21 +240,23 @@ static void check_needle(const struct pass *p, int row, int head, double *sum)
             got = bf16_to_f32(
                 p->y[((size_t)row * (size_t)heads_of(p) + (size_t)head) * (size_t)p->dim + (size_t)d]),
             mean = sum[d] / n, bound = n == 1 ? 0 : 0x1.1p-8 * fabs(mean) + 0x1p-19;
-        EXPECT_MSG(fabs(got - mean) <= bound,
-                   "start %d rows %d group %d dim %d form %d: row %d head %d asks for %d and sees %d: "
-                   "component %d is %g, expected %g "
-                   "(%d keys)",
-                   p->start, p->rows, p->group, p->dim, (int)p->form, row, head, want, pos, d, got, mean, n);
+        EXPECT_MSG(
+            fabs(got - mean) <= bound,
+            "start %d rows %d group %d dim %d form %d chunks of %d: row %d head %d asks for %d and sees "
+            "%d: component %d is %g, expected %g "
+            "(%d keys)",
+            p->start, p->rows, p->group, p->dim, (int)p->form, p->chunk, row, head, want, pos, d, got, mean,
+            n);
     }
 }
 
-static void check_needles(int start, int rows, int group, int dim, enum kv_form form)
+static void check_needles(struct pass shape)
 {
-    struct pass p = pass_open(start, rows, group, dim, form);
-    double *sum = allocated((size_t)dim * sizeof *sum);
+    struct pass p = pass_open(shape);
+    double *sum = allocated((size_t)p.dim * sizeof *sum);
     fill_needles(&p);
     pass_run(&p, 1);
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < p.rows; r++)
         for (int h = 0; h < heads_of(&p); h++)
             check_needle(&p, r, h, sum);
     free(sum);
@@ -253,9 +266,16 @@ static void check_needles(int start, int rows, int group, int dim, enum kv_form 
 START_TEST(every_row_and_head_finds_its_needle)
 {
     for (int s = 0; s < N_STARTS; s++) {
-        const int i = (s + _i) % N_STARTS;
-        check_needles(starts[s], counts[i], groups[i], dims[_i], KV_WIDE);
-        check_needles(starts[s], counts[(i + 1) % N_STARTS], groups[(i + 2) % N_STARTS], dims[_i], KV_FP8);
+        const int i = (s + _i) % N_STARTS, j = (i + 1) % N_STARTS, k = (i + 2) % N_STARTS;
+        struct pass wide = {.start = starts[s], .rows = counts[i], .group = groups[i], .dim = dims[_i]};
+        struct pass fp8 = {.start = starts[s], .rows = counts[j], .group = groups[k], .dim = dims[_i]};
+        fp8.form = KV_FP8;
+        check_needles(wide);
+        check_needles(fp8);
+        wide.chunk = chunks[(s + _i) % N_CHUNKS];
+        fp8.chunk = chunks[(s + _i + 3) % N_CHUNKS];
+        check_needles(wide);
+        check_needles(fp8);
     }
 }
 END_TEST
@@ -268,7 +288,7 @@ static void fill_random(struct pass *p, float loud)
     for (size_t i = 0; i < q; i++)
         p->qkv[i] = bf16_to_f32(bf16_from_f32(loud * uniform(50, i)));
     for (int g = 0; g < p->kv_heads; g++)
-        for (int at = 0; at < p->start + p->rows; at++)
+        for (int at = first_of(p, 0); at < p->start + p->rows; at++)
             for (int d = 0; d < p->dim; d++) {
                 p->k[cell(p, g, at) + (size_t)d] = held(p, 2 * uniform(51, cell(p, g, at) + (size_t)d));
                 p->v[cell(p, g, at) + (size_t)d] = held(p, uniform(52, cell(p, g, at) + (size_t)d));
@@ -304,6 +324,7 @@ static void reference(const struct pass *p, const int *some, int n, float scale,
                                       .kv = kv,
                                       .y = y,
                                       .heads = heads_of(p),
+                                      .chunk = p->chunk,
                                       .scale = scale});
     free(kv.k), free(kv.v), free(qkv);
 }
@@ -311,19 +332,19 @@ static void reference(const struct pass *p, const int *some, int n, float scale,
 /* Relative to the values, all within 1: a weight is rounded to bf16 (2^-8); its score is a sum of dim
  * products, each addition off by a unit in the last place of at most `size`, and its scaling and the
  * maximum's cost four more, which the exponential turns into a relative error, as it does its own 2^-22; each
- * tile may shrink what was summed by a factor off by 2^-21; values and weights are sums of pos + 1 terms.
+ * tile may shrink what was summed by a factor off by 2^-21; values and weights are sums of `seen` terms.
  * Numerator and denominator both, so twice; bf16 rounds the result once more. */
-static double bound_of(const struct pass *p, int pos, double size, double want)
+static double bound_of(const struct pass *p, int seen, double size, double want)
 {
-    const double score = (p->dim + 8) * 0x1p-23 * size, tiles = pos / 64 + 2, sums = (pos + 1) * 0x1p-23;
+    const double score = (p->dim + 8) * 0x1p-23 * size, tiles = seen / 64 + 2, sums = seen * 0x1p-23;
     return 0x1p-8 + 2 * (score + 0x1p-21 * tiles + sums) + 0x1p-8 * fabs(want) + 1e-6;
 }
 
-static double check_random(int start, int rows, int group, int dim, enum kv_form form, float loud)
+static double check_random(struct pass shape, float loud)
 {
-    struct pass p = pass_open(start, rows, group, dim, form);
-    const int some[] = {0, rows / 2, rows - 1}, n = 3, width = heads_of(&p) * dim;
-    const float scale = 1 / sqrtf((float)dim);
+    struct pass p = pass_open(shape);
+    const int some[] = {0, p.rows / 2, p.rows - 1}, n = 3, width = heads_of(&p) * p.dim;
+    const float scale = 1 / sqrtf((float)p.dim);
     float *want = allocated((size_t)n * (size_t)width * sizeof *want);
     double worst = 0;
     fill_random(&p, loud);
@@ -332,12 +353,15 @@ static double check_random(int start, int rows, int group, int dim, enum kv_form
     for (int i = 0; i < n * width; i++) {
         const int row = some[i / width];
         const double got = bf16_to_f32(p.y[(size_t)row * (size_t)width + (size_t)(i % width)]);
-        const double share =
-            fabs(got - want[i]) / bound_of(&p, start + row, (double)scale * loud * 2 * dim, want[i]);
-        EXPECT_MSG(share <= 1,
-                   "start %d rows %d group %d dim %d form %d: row %d column %d is %.9g, expected %.9g, %.2f "
-                   "of the bound",
-                   start, rows, group, dim, (int)form, row, i % width, got, (double)want[i], share);
+        const double bound =
+            bound_of(&p, p.start + row + 1 - first_of(&p, row), (double)scale * loud * 2 * p.dim, want[i]);
+        const double share = fabs(got - want[i]) / bound;
+        EXPECT_MSG(
+            share <= 1,
+            "start %d rows %d group %d dim %d form %d chunks of %d: row %d column %d is %.9g, expected "
+            "%.9g, %.2f of the bound",
+            p.start, p.rows, p.group, p.dim, (int)p.form, p.chunk, row, i % width, got, (double)want[i],
+            share);
         worst = fmax(worst, share);
     }
     free(want);
@@ -348,27 +372,34 @@ static double check_random(int start, int rows, int group, int dim, enum kv_form
 START_TEST(random_rows_are_within_their_bound_of_the_reference)
 {
     static const struct {
-        int start, rows, group, dim;
-    } cases[] = {{0, 65, 3, 16},    {1, 100, 1, 48},    {63, 129, 4, 64}, {64, 600, 3, 64},
-                 {500, 191, 8, 64}, {500, 128, 4, 128}, {64, 300, 2, 80}, {0, 200, 4, 128},
-                 {500, 65, 1, 256}, {5000, 65, 1, 64}};
+        int start, rows, group, dim, chunk;
+    } cases[] = {{0, 65, 3, 16, 0},     {1, 100, 1, 48, 0},    {63, 129, 4, 64, 0},    {64, 600, 3, 64, 0},
+                 {500, 191, 8, 64, 0},  {500, 128, 4, 128, 0}, {64, 300, 2, 80, 0},    {0, 200, 4, 128, 0},
+                 {500, 65, 1, 256, 0},  {5000, 65, 1, 64, 0},  {0, 65, 3, 16, 12},     {63, 129, 4, 64, 64},
+                 {64, 600, 3, 64, 100}, {500, 191, 8, 64, 16}, {500, 300, 5, 128, 256}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (int form = KV_WIDE; form <= KV_FP8; form++) {
             double worst = 0;
             for (int loud = 1; loud <= 9; loud += 8)
-                worst = fmax(worst, check_random(cases[i].start, cases[i].rows, cases[i].group, cases[i].dim,
-                                                 (enum kv_form)form, (float)loud));
+                worst = fmax(worst, check_random((struct pass){.start = cases[i].start,
+                                                               .rows = cases[i].rows,
+                                                               .group = cases[i].group,
+                                                               .dim = cases[i].dim,
+                                                               .chunk = cases[i].chunk,
+                                                               .form = (enum kv_form)form},
+                                                 (float)loud));
             printf(
-                "attention in bulk, %d rows from %d, group %d, head_dim %d, %s cells: %.1f %% of the bound\n",
-                cases[i].rows, cases[i].start, cases[i].group, cases[i].dim, form == KV_FP8 ? "FP8" : "bf16",
-                100 * worst);
+                "attention in bulk, %d rows from %d, group %d, head_dim %d, chunks of %d, %s cells: %.1f %% "
+                "of the bound\n",
+                cases[i].rows, cases[i].start, cases[i].group, cases[i].dim, cases[i].chunk,
+                form == KV_FP8 ? "FP8" : "bf16", 100 * worst);
         }
 }
 END_TEST
 
 START_TEST(the_same_pass_gives_the_same_bits)
 {
-    struct pass p = pass_open(500, 300, 4, 128, KV_WIDE);
+    struct pass p = pass_open((struct pass){.start = 500, .rows = 300, .group = 4, .dim = 128});
     const size_t bytes = (size_t)p.rows * (size_t)heads_of(&p) * (size_t)p.dim * sizeof *p.y;
     bf16 *first = allocated(bytes);
     fill_random(&p, 3);
@@ -379,6 +410,44 @@ START_TEST(the_same_pass_gives_the_same_bits)
         ck_assert(memcmp(first, p.y, bytes) == 0);
     }
     free(first);
+    pass_close(&p);
+}
+END_TEST
+
+/* Those rows of p that lie in one chunk, as a pass of a text that begins with it. */
+static struct pass chunk_open(const struct pass *p, int first, int rows)
+{
+    struct pass text = pass_open((struct pass){
+        .start = p->start + first - first_of(p, first), .rows = rows, .group = p->group, .dim = p->dim});
+    memcpy(text.qkv, query(p, first, 0), (size_t)rows * q_stride(p) * sizeof *text.qkv);
+    for (int g = 0; g < p->kv_heads; g++) {
+        const size_t n = (size_t)(text.start + rows) * (size_t)p->dim * sizeof *text.k;
+        memcpy(text.k + cell(&text, g, 0), p->k + cell(p, g, first_of(p, first)), n);
+        memcpy(text.v + cell(&text, g, 0), p->v + cell(p, g, first_of(p, first)), n);
+    }
+    return text;
+}
+
+START_TEST(a_chunk_is_a_text_of_its_own_bit_for_bit)
+{
+    struct pass p = pass_open((struct pass){
+        .start = 3 * chunks[_i] - 17, .rows = 300, .group = 5, .dim = 128, .chunk = chunks[_i]});
+    const size_t width = (size_t)heads_of(&p) * (size_t)p.dim;
+    fill_random(&p, 3);
+    pass_run(&p, 0.1f);
+    for (int first = 0, n; first < p.rows; first += n) {
+        const int left = first_of(&p, first) + p.chunk - p.start - first;
+        n = left < p.rows - first ? left : p.rows - first;
+        struct pass text = chunk_open(&p, first, n);
+        pass_run(&text, 0.1f);
+        for (size_t i = 0; i < (size_t)n * width; i++) {
+            const bf16 got = p.y[(size_t)first * width + i];
+            EXPECT_MSG(got == text.y[i], "chunks of %d: row %d at %d, column %d is %.9g, expected %.9g",
+                       p.chunk, first + (int)(i / width), p.start + first + (int)(i / width),
+                       (int)(i % width), bf16_to_f32(got), bf16_to_f32(text.y[i]));
+        }
+        pass_close(&text);
+    }
     pass_close(&p);
 }
 END_TEST
@@ -395,6 +464,7 @@ int main(void)
     tcase_add_loop_test(c, every_row_and_head_finds_its_needle, 0, N_DIMS);
     tcase_add_test(c, random_rows_are_within_their_bound_of_the_reference);
     tcase_add_test(c, the_same_pass_gives_the_same_bits);
+    tcase_add_loop_test(c, a_chunk_is_a_text_of_its_own_bit_for_bit, 0, N_CHUNKS);
     suite_add_tcase(s, c);
     const int failed = cuda_suite_run(s);
     backend_close(&be);

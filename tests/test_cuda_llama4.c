@@ -1,8 +1,8 @@
 /* test_cuda_llama4: whole passes of tiny Llama 4 models on the GPU: near the CPU, which is held to
  * transformers, with the same experts; equal to themselves bit for bit, a row alone or among others; and what
- * the decode loop's records say of experts, on the device as on the CPU.
- * Attention here is never cut into chunks: the models' own are 12 or 16 positions, which the GPU refuses to
- * pass. Installed programs take the folder of golden files as argument. */
+ * the decode loop's records say of experts, on the device as on the CPU. Attention is cut into chunks of 12
+ * or 16 positions, as the models ask for, so that every pass straddles several. Installed programs take the
+ * folder of golden files as argument. */
 #include "engine/err.h"
 #include "engine/forward.h"
 #include "kernels/philox.h"
@@ -54,7 +54,8 @@ static void load(struct rig *r, const char *kind, int model)
     ok(backend_open(&r->be, kind, &(struct backend_opts){.threads = 1}));
     ok(model_load(&r->model, &r->be, path, NULL));
     r->model.opts.activations = models[model].activations; /* of matrices as stored: BF16 ones keep theirs */
-    r->model.cfg.chunk = 0;
+    ck_assert_int_gt(r->model.cfg.chunk, 0);
+    ck_assert_int_lt(2 * r->model.cfg.chunk, TEXT);
     ck_assert_int_le(r->model.cfg.vocab, MAX_VOCAB);
 }
 
@@ -73,14 +74,18 @@ static void rig_close(struct rig *r)
     backend_close(&r->be);
 }
 
-/* Tokens [from, from + n) of a random text as a chain. */
+static int token_at(const struct rig *r, int i) /* of a random text */
+{
+    return (int)(philox(7, 1, (uint32_t)i, PHILOX_SYNTHETIC, 0).v[0] % (uint32_t)r->model.cfg.vocab);
+}
+
+/* Tokens [from, from + n) of the text as a chain. */
 static void run(struct rig *r, int slot, int from, int n)
 {
     struct forward_row rows[TEXT];
     int keep[TEXT];
     for (int i = 0; i < n; i++) {
-        const uint32_t noise = philox(7, 1, (uint32_t)(from + i), PHILOX_SYNTHETIC, 0).v[0];
-        rows[i] = (struct forward_row){(int)(noise % (uint32_t)r->model.cfg.vocab), slot, i - 1};
+        rows[i] = (struct forward_row){token_at(r, from + i), slot, i - 1};
         keep[i] = i;
     }
     ok(forward_run(&r->fw, rows, n, FORWARD_LOGITS));
@@ -267,6 +272,37 @@ START_TEST(rounded_inputs_change_what_comes_out)
 }
 END_TEST
 
+/* Two branches with the text's next tokens in one of them, from before a border of chunks to past it; rows of
+ * the other branch lie between. */
+START_TEST(a_tree_across_a_border_has_the_bits_of_its_text)
+{
+    enum { DEPTH = 6 };
+    static float all[TEXT][MAX_VOCAB];
+    struct rig r;
+    rig_open(&r, "cuda", _i);
+    const size_t vocab = (size_t)r.model.cfg.vocab, size = vocab * sizeof(float);
+    run(&r, 0, 0, TEXT);
+    for (int row = 0; row < TEXT; row++)
+        memcpy(all[row], r.fw.host_logits + (size_t)row * vocab, size);
+    for (int from = 9; from + DEPTH <= TEXT; from++) {
+        struct forward_row rows[2 * DEPTH];
+        for (int i = 0; i < 2 * DEPTH; i++) {
+            const int token = token_at(&r, from + i / 2);
+            rows[i] = (struct forward_row){i % 2 ? token : (token + 1) % (int)vocab, 1, i < 2 ? -1 : i - 2};
+        }
+        kv_reset(&r.kv, 1);
+        run(&r, 1, 0, from);
+        ok(forward_run(&r.fw, rows, 2 * DEPTH, FORWARD_LOGITS));
+        for (int i = 0; i < DEPTH; i++)
+            ck_assert_msg(
+                memcmp(r.fw.host_logits + (size_t)(2 * i + 1) * vocab, all[from + i], size) == 0,
+                "%s: node %d of a tree after %d tokens, chunks of %d, differs from the row of its text",
+                title(_i), i, from, r.model.cfg.chunk);
+    }
+    rig_close(&r);
+}
+END_TEST
+
 int main(int argc, char **argv)
 {
     if (argc > 1)
@@ -279,6 +315,7 @@ int main(int argc, char **argv)
     tcase_add_loop_test(c, rounded_inputs_change_what_comes_out, 0, N_MODELS);
     tcase_add_loop_test(c, a_row_has_the_same_bits_alone_and_among_others, 0, N_MODELS);
     tcase_add_loop_test(c, steps_say_of_experts_what_the_cpus_loop_says, 0, N_MODELS);
+    tcase_add_loop_test(c, a_tree_across_a_border_has_the_bits_of_its_text, 0, N_MODELS);
     suite_add_tcase(s, c);
     return cuda_suite_run(s);
 }
