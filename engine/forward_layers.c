@@ -53,6 +53,8 @@ static enum rounding rounding_of(const struct model *m)
 static int round_input(const struct forward *f, struct gemm *a, void *x)
 {
     const enum rounding how = rounding_of(f->model);
+    if (a->w->form == MATRIX_FP8 && f->watch.product)
+        return f->watch.product(f->watch.self, a);
     if (a->w->form != MATRIX_FP8 || how == ROUND_NONE)
         return 0;
     const struct quantise q = {.x = x,

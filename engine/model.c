@@ -80,7 +80,7 @@ static int pack(struct build *b, struct matrix *w, const struct build_matrix *fr
         input_scale = got[i].input_scale > input_scale ? got[i].input_scale : input_scale;
     }
     TRY(form_of(b, from, got, &source.form));
-    if (b->m->opts.activations == MODEL_FP8_STATIC && source.form == MATRIX_FP8)
+    if (b->m->opts.activations == MODEL_FP8_STATIC && !b->m->opts.calibrates && source.form == MATRIX_FP8)
         TRY(check_input_scales(b, from, got));
     TRY_CTX(be->ops->matrix(be, w, &source), "packing '%s.weight'", from->want[0].name);
     w->input_scale = input_scale;
@@ -188,15 +188,32 @@ static int has_fp8(const struct build_forms *forms)
            forms->experts == MATRIX_FP8;
 }
 
+static int check_calibration(const struct build *b, const struct build_forms *forms)
+{
+    if (b->m->cfg.experts)
+        FAIL(
+            ERR_LIMIT,
+            "model.calibration: expected a model without experts, found %d of them a layer: their inputs are "
+            "not measured; fp8-static takes a checkpoint that has input_scale, fp8 any",
+            b->m->cfg.experts);
+    if (!has_fp8(forms))
+        FAIL(ERR_CONFIG,
+             "model.activations fp8-static: expected model.weights fp8 beside it, found BF16 weights: "
+             "activations are rounded only where they meet FP8 weights");
+    return 0;
+}
+
 static int check_opts(const struct build *b, const struct build_forms *forms)
 {
     const struct model_opts *opts = &b->m->opts;
+    if (opts->activations == MODEL_FP8_STATIC && opts->calibrates)
+        return check_calibration(b, forms);
     if (opts->activations == MODEL_FP8_STATIC && (!b->from.ckpt || !has_fp8(forms)))
         FAIL(
             ERR_CONFIG,
             "model.activations fp8-static: expected a checkpoint whose FP8 weights come with an input_scale, "
-            "as NVIDIA's ModelOpt writes them, found %s: model.weights fp8 with model.activations fp8 rounds "
-            "any model by scales made per token",
+            "as NVIDIA's ModelOpt writes them, found %s: model.calibration measures scales over a text, "
+            "model.activations fp8 makes them per token, both with model.weights fp8",
             b->from.ckpt ? "BF16 weights" : "random weights");
     if (opts->activations == MODEL_FP8 && opts->weights != MODEL_FP8)
         FAIL(ERR_CONFIG,

@@ -16,8 +16,10 @@ struct shard {
 struct model_opts {
     enum model_numbers weights;     /* of the layers' matrices; embedding and head stay BF16 */
     enum model_numbers activations; /* what FP8 matrices multiply, rounded: FP8 per token, needs weights FP8; static by the checkpoint's
-                                       input_scale, one a matrix (the largest of parts stacked), which every FP8 matrix must then have */
+                                       input_scale, one a matrix (the largest of parts stacked), which every FP8 matrix must then have, or by
+                                       what a text gives */
     enum model_numbers kv;          /* the cache of keys and values */
+    int calibrates;                 /* 1: static scales will come from model_calibrate (engine/calibrate.h), not from the checkpoint */
     float expert_skew;              /* random weights: of all rows, expert e is the best of about 1 / (1 + e)^skew; see engine/model_router.c */
     struct shard shard;             /* a rank keeps and reads its share alone */
     int readers;                    /* threads that read the files ahead of the packing; 0: as many as suit them, -1: none */

@@ -94,8 +94,10 @@ static const struct config_option table[] = {
      .hi = (double)LONG_MAX, .help = "of the random weights"},
     CHOICE("model.weights", model.weights, "bf16", number_choice, "bf16: as stored; fp8: E4M3 with a scale per output row, made at load"),
     CHOICE("model.activations", model.activations, "bf16", activation_choice,
-           "fp8: rounded to E4M3 with a scale per token before each product, needs model.weights fp8; fp8-static: before products with "
-           "weights stored in FP8, by the input_scale that their checkpoint must then have"),
+           "fp8: rounded to E4M3 with a scale per token before each product, needs model.weights fp8; fp8-static: by a scale per "
+           "matrix, the checkpoint's input_scale or what model.calibration gives"),
+    TEXT("model.calibration", model.calibration, "",
+         "text file over which fp8-static measures its scales, its first 4096 tokens; empty: the checkpoint has them"),
     CHOICE("model.kv", model.kv, "bf16", number_choice, "cells of the key/value cache; bf16 is f32 on the CPU"),
     INT("model.max_context", model.max_context, "0", 0, 1 << 20, "most tokens of one text; 0: what the workload needs"),
 

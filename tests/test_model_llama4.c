@@ -595,6 +595,10 @@ START_TEST(static_activations_need_an_input_scale_with_every_fp8_matrix)
         ck_assert_ptr_null(m.be);
         ck_assert_uint_eq(be.allocated, 0);
     }
+    struct model m = {.be = NULL};
+    const struct model_opts opts = {.weights = MODEL_FP8, .activations = MODEL_FP8_STATIC, .calibrates = 1};
+    expect_error(load_edited(&m, "text", &cases[0].edit, &opts), ERR_LIMIT,
+                 "model.calibration: expected a model without experts, found 4 of them a layer");
 }
 END_TEST
 
