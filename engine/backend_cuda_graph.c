@@ -51,9 +51,11 @@ int cuda_pass_end(struct backend *be, int error)
     TRY(cuda_check(be, rc, "recording a pass"));
     be->launches = c->launches_before + nodes; /* an operation may be several */
     c->graphs[c->n_graphs++] = new;
-    if (be->comm.world >
-        1) /* making a graph may wait for the device, so no rank may wait in one before all have theirs */
+    /* Making a graph may wait for the device: no rank waits inside one before all have theirs. */
+    if (be->comm.world > 1) {
+        TRY(cuda_check(be, cudaGraphUpload(new.exec, c->stream), "recording a pass"));
         TRY(comm_barrier(&be->comm));
+    }
     TRY(cuda_check(be, cudaGraphLaunch(new.exec, c->stream), "launching a recorded pass"));
     return 0;
 }

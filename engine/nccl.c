@@ -3,10 +3,14 @@
 #include "engine/nccl.h"
 #include "engine/err.h"
 #include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { ID_BYTES = 128, FLOAT32 = 7, SUM = 0, WHY = 512 };
+
+static const char *const places[] = {"libnccl.so.2", "/usr/local/cuda/lib64/libnccl.so.2",
+                                     "/usr/local/cuda/lib/libnccl.so.2"};
 
 struct unique_id {
     char bytes[ID_BYTES];
@@ -49,6 +53,25 @@ static int find(const struct nccl *n, const char *name, void *to)
     return 0;
 }
 
+/* The first place that has it; what is wrong with the first says most. */
+static int open_library(struct nccl *n)
+{
+    char first[WHY / 2] = "";
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        n->so = dlopen(places[i], RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+        if (n->so)
+            return 0;
+        const char *error = dlerror();
+        if (i == 0)
+            snprintf(first, sizeof first, "%s", error ? error : "no reason given");
+    }
+    FAIL(ERR_DEVICE,
+         "NCCL is not installed (package libnccl2, or pip install nvidia-nccl-cu13 and its folder in "
+         "LD_LIBRARY_PATH): "
+         "%s",
+         first);
+}
+
 static int load(struct nccl *n)
 {
     struct library *l = &n->lib;
@@ -59,14 +82,7 @@ static int load(struct nccl *n)
                {"ncclCommInitRank", &l->init},    {"ncclCommDestroy", &l->destroy},
                {"ncclCommAbort", &l->abort},      {"ncclAllReduce", &l->all_reduce},
                {"ncclAllGather", &l->all_gather}, {"ncclGetErrorString", &l->text}};
-    n->so = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
-    if (!n->so) {
-        const char *error = dlerror();
-        FAIL(ERR_DEVICE,
-             "NCCL is not installed (package libnccl2, or pip install nvidia-nccl-cu13 and its folder in "
-             "LD_LIBRARY_PATH): %s",
-             error ? error : "no reason given");
-    }
+    TRY(open_library(n));
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         TRY(find(n, all[i].name, all[i].to));
     if (l->version(&n->version))

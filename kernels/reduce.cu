@@ -269,6 +269,33 @@ static __device__ int foreign(const struct piece &a, int begin, int j)
     return v < a.vectors ? v : v - a.vectors;
 }
 
+template <class Word>
+static __device__ float4 alone_sum(const struct piece &a, const struct reduce_way &w, int v)
+{
+    Word own;
+    pack(load(a.part, v * 4, a.numbers), &own);
+    float4 s = unpack(own);
+    for (int p = 1; p < w.world; p++)
+        s = add(s, unpack(own));
+    return s;
+}
+
+/* A sum to every other rank; alone, what the others would have sent in its place. */
+template <class Word>
+static __device__ void send_sum(const struct piece &a, const struct reduce_way &w, size_t inbox, int v,
+                                float4 s)
+{
+    uint4 sent;
+    pack(s, &sent);
+    for (int i = 1; i < w.world; i++) {
+        const int p = w.rank + i < w.world ? w.rank + i : w.rank + i - w.world,
+                  at = w.alone ? v + (p - w.rank) * a.each : v;
+        if (w.alone)
+            pack(alone_sum<Word>(a, w, at), &sent);
+        poke((uint4 *)(w.sums[p] + inbox) + at, sent);
+    }
+}
+
 template <class Word, int N>
 static __global__ void __launch_bounds__(INBOX_THREADS) two_shot_kernel(struct piece a, struct reduce_way w)
 {
@@ -283,7 +310,7 @@ static __global__ void __launch_bounds__(INBOX_THREADS) two_shot_kernel(struct p
     for (int j = at; j < rest && !t.lost; j += stride) {
         const int v = foreign(a, first + count, j), p = v / a.each;
         Word own;
-        pack(load(a.part, v * 4, a.numbers), &own);
+        pack(load(a.part, (w.alone ? first + v - p * a.each : v) * 4, a.numbers), &own);
         poke((Word *)(w.part[p] + t.inbox) + (v - p * a.each), own);
     }
     visit_count(w, t);
@@ -292,15 +319,11 @@ static __global__ void __launch_bounds__(INBOX_THREADS) two_shot_kernel(struct p
         const float4 mine = load(a.part, v * 4, a.numbers), old = load(a.y, v * 4, a.numbers);
         const struct seat seat = seat_of(a, v);
         Word all[N];
-        uint4 sent;
         unsigned char *box = w.inbox + t.inbox + (size_t)k * sizeof(Word);
         const unsigned taken = take<N>(w, box, w.room, 0, there ? others(w) : 0, all, &t);
         const float4 s = sum_ranks<N>(w, mine, all);
-        pack(s, &sent);
-        for (int i = 1; i < w.world && there && !t.lost; i++) {
-            const int p = w.rank + i < w.world ? w.rank + i : w.rank + i - w.world;
-            poke((uint4 *)(w.sums[p] + t.inbox) + v + (w.alone ? (p - w.rank) * a.each : 0), sent);
-        }
+        if (there && !t.lost)
+            send_sum<Word>(a, w, t.inbox, v, s);
         finish(a, v, old, s, seat);
         put_back<N>(box, w.room, taken, all);
     }
