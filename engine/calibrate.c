@@ -68,11 +68,11 @@ static int see(void *self, const struct gemm *a)
         TRY(be->ops->download(be, c->square, a->square,
                               (size_t)a->rows * (((size_t)a->w->k + 15) / 16) * sizeof *c->square));
     TRY(be->ops->sync(be));
-    struct matrix *w = NULL;
-    for (int i = 0; (w = matrix_of(c->m, i)) && w != a->w;)
-        i++;
-    if (w)
-        w->input_scale = fmaxf(w->input_scale, largest_scale(c, a, lacks));
+    const float scale = largest_scale(c, a, lacks);
+    struct matrix *w;
+    for (int i = 0; (w = matrix_of(c->m, i)); i++)
+        if (w == a->w)
+            w->input_scale = fmaxf(w->input_scale, scale);
     return 0;
 }
 

@@ -342,11 +342,12 @@ static int run_verify(struct forward *f, int reach, unsigned flags)
 {
     const struct backend_ops *ops = f->model->be->ops;
     int recorded = 0;
-    if (f->watch.product)
+    if (f->watch.product) { /* it may wait for the backend, which a recording cannot */
         TRY(forward_enqueue(f, &f->rows, reach, flags));
-    else
-        TRY(ops->pass_begin(f->model->be, (struct pass_key){f->scratch, f->rows.n, reach, flags}, &recorded));
-    if (!f->watch.product && !recorded)
+        return copy_to_host(f, f->rows.n);
+    }
+    TRY(ops->pass_begin(f->model->be, (struct pass_key){f->scratch, f->rows.n, reach, flags}, &recorded));
+    if (!recorded)
         TRY(ops->pass_end(f->model->be, forward_enqueue(f, &f->rows, reach, flags)));
     return copy_to_host(f, f->rows.n);
 }

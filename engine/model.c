@@ -51,12 +51,13 @@ static int check_input_scales(const struct build *b, const struct build_matrix *
         if (got[i].part.dtype != DTYPE_FP8)
             FAIL(ERR_CONFIG,
                  "model.activations fp8-static: '%s' of %s is not stored in FP8 and has no input_scale: "
-                 "expected model.weights bf16, which leaves it as stored, or model.activations fp8",
+                 "model.weights bf16 leaves it as stored, model.calibration measures a scale, "
+                 "model.activations fp8 makes one per token",
                  from->want[i].name, b->from.ckpt->dir);
         else if (!(got[i].input_scale > 0))
             FAIL(ERR_CONFIG,
                  "model.activations fp8-static: expected an input_scale above 0 with '%s' of %s, found none: "
-                 "model.weights fp8 with model.activations fp8 rounds by scales made per token",
+                 "model.calibration measures one, model.activations fp8 makes one per token",
                  from->want[i].name, b->from.ckpt->dir);
     return 0;
 }

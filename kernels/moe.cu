@@ -27,7 +27,7 @@ enum { CONVERT_THREADS = 256, BATCH = 8, WORD = 32 };
 
 /* Weights in FP8 beside others in BF16: widened to BF16, which holds them as exactly as F16 does, so that one
  * act in BF16 serves both. */
-enum { FORM_WIDENED = 2 };
+enum { FORM_WIDENED = 3 };
 
 /* Of two E4M3 in F16. */
 __device__ static uint32_t bf16_pair(uint32_t pair)
