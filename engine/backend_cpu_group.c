@@ -35,7 +35,9 @@ int cpu_reduce(struct backend *be, const struct reduce *a)
     TRY(meet(be, a->part, part));
     reduce_sum(a, part, world_of(be));
     TRY(leave(be));
-    return be->ops->rmsnorm(be, &a->norm);
+    TRY(be->ops->rmsnorm(be, &a->norm));
+    const struct quantise round = reduce_quantise(a);
+    return a->scale ? be->ops->quantise(be, &round) : 0;
 }
 
 /* What a rank alone has of the whole: of each run of columns as many as its own part is wide. */

@@ -133,12 +133,6 @@ static int cuda_residual(struct backend *be, const struct residual *a)
                          (struct cuda_launch){"residual", a->product.rows, w->n, w->k});
 }
 
-/* What only Llama 4 asks for. */
-static int refuse(const struct backend *be, const char *what)
-{
-    FAIL(ERR_LIMIT, "cuda: %s cannot be computed on %s yet: device cpu computes Llama 4", what, be->device);
-}
-
 static int cuda_rope_temperature(struct backend *be, const struct temperature *a)
 {
     return cuda_launched(be, rope_temperature_cuda(a, cuda_of(be)->stream),
@@ -164,8 +158,6 @@ static int cuda_quantise(struct backend *be, const struct quantise *a)
 
 static int cuda_attention(struct backend *be, const struct attention *a)
 {
-    if (a->chunk > 0 && a->reach > a->chunk)
-        return refuse(be, "attention past a chunk");
     if (a->bulk)
         return cuda_bulk_attention(be, a);
     return cuda_launched(be, attention_cuda(a, cuda_of(be)->stream),

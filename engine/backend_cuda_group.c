@@ -224,6 +224,7 @@ static int library_rows(struct backend *be, const struct reduce *a, int row, int
     end.rows = end.norm.rows = rows;
     end.wire = WIRE_F32;
     end.norm.x = end.y;
+    end.scale = a->scale ? a->scale + row : NULL;
     end.norm.y.act = a->norm.bulk ? (void *)((bf16 *)a->norm.y.act + at) : a->norm.y.act;
     g->nccl_runs = 1;
     TRY(nccl_all_reduce(g->nccl, a->part + at, g->sum, (size_t)rows * (size_t)a->n, cuda_of(be)->stream));

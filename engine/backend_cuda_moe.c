@@ -15,15 +15,14 @@ static int check_experts(const struct backend *be, int experts)
 static int check_forms(const struct backend *be, const struct moe *a)
 {
     int equal = 1;
-    for (int i = 0; i < a->experts; i++)
-        equal &= a->gate_up[i].form == a->shared.gate_up->form && a->down[i].form == a->shared.down->form;
+    for (int i = 1; i < a->experts; i++)
+        equal &= a->gate_up[i].form == a->gate_up->form && a->down[i].form == a->down->form;
     if (equal)
         return 0;
-    FAIL(
-        ERR_LIMIT,
-        "a layer of experts cannot be computed on %s: expected the shared expert and all others in one form, "
-        "found BF16 beside FP8: model.weights fp8 rounds all of them",
-        be->device);
+    FAIL(ERR_LIMIT,
+         "a layer of experts cannot be computed on %s: expected all routed experts in one form, found BF16 "
+         "beside FP8: model.weights fp8 rounds all of them",
+         be->device);
 }
 
 int cuda_route(struct backend *be, const struct route *a)

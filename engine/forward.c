@@ -342,8 +342,11 @@ static int run_verify(struct forward *f, int reach, unsigned flags)
 {
     const struct backend_ops *ops = f->model->be->ops;
     int recorded = 0;
-    TRY(ops->pass_begin(f->model->be, (struct pass_key){f->scratch, f->rows.n, reach, flags}, &recorded));
-    if (!recorded)
+    if (f->watch.product)
+        TRY(forward_enqueue(f, &f->rows, reach, flags));
+    else
+        TRY(ops->pass_begin(f->model->be, (struct pass_key){f->scratch, f->rows.n, reach, flags}, &recorded));
+    if (!f->watch.product && !recorded)
         TRY(ops->pass_end(f->model->be, forward_enqueue(f, &f->rows, reach, flags)));
     return copy_to_host(f, f->rows.n);
 }

@@ -19,6 +19,13 @@ struct forward_tap {
                                 NULL: nobody asked, and a pass does no more than without */
 };
 
+/* Sees each product with an FP8 matrix, a layer of experts aside, before it is enqueued and in place of rounding what it multiplies. Its errors
+ * end the pass. */
+struct forward_watch {
+    int (*product)(void *self, const struct gemm *a); /* NULL: nobody */
+    void *self;
+};
+
 struct forward {
     struct model *model; /* borrowed */
     struct kv *kv;       /* borrowed */
@@ -33,6 +40,7 @@ struct forward {
     const struct logit_stats *host_stats; /* a copy that forward_run downloads where it cannot */
     const int *host_experts;              /* (of passes with logits) */
     struct forward_tap tap;               /* out is borrowed; set between forward_init and the first pass */
+    struct forward_watch watch;           /* likewise; passes are then not recorded */
     struct forward_scratch *scratch; /* owned; see forward.c */
 };
 

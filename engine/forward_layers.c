@@ -42,19 +42,34 @@ static struct gemm product_of_norm(const struct forward *f, const struct matrix 
     return a;
 }
 
-/* What a quantised matrix multiplies is rounded first, where the model says so. */
+/* How the model says that what quantised matrices multiply is kept. */
+static enum rounding rounding_of(const struct model *m)
+{
+    const enum model_numbers kept = m->opts.activations;
+    return kept == MODEL_FP8 ? ROUND_DYNAMIC : kept == MODEL_FP8_STATIC ? ROUND_STATIC : ROUND_NONE;
+}
+
+/* What a quantised matrix multiplies is rounded first; by a static scale 1 / rms goes into it. */
 static int round_input(const struct forward *f, struct gemm *a, void *x)
 {
-    if (a->w->form != MATRIX_FP8 || f->model->opts.activations != MODEL_FP8)
+    const enum rounding how = rounding_of(f->model);
+    if (a->w->form == MATRIX_FP8 && f->watch.product)
+        return f->watch.product(f->watch.self, a);
+    if (a->w->form != MATRIX_FP8 || how == ROUND_NONE)
         return 0;
     const struct quantise q = {.x = x,
                                .scale = f->scratch->row_scale,
                                .rows = a->rows,
                                .k = a->w->k,
                                .threads = a->threads,
+                               .fixed = how == ROUND_STATIC ? a->w->input_scale : 0,
+                               .square = a->square,
+                               .eps = a->eps,
                                .form = ACT_F16,
                                .bulk = a->bulk};
     a->row_scale = q.scale;
+    if (how == ROUND_STATIC)
+        a->square = NULL;
     return f->model->be->ops->quantise(f->model->be, &q);
 }
 
@@ -107,6 +122,14 @@ static int run_cache(const struct forward *f, int layer)
     return f->model->be->ops->qkv(f->model->be, &a);
 }
 
+/* Of the matrices that multiply the norm before the layer's MLP one whose form decides how it is kept: where
+ * shared and routed experts differ, that of the BF16 ones. */
+static const struct matrix *ffn_first(const struct layer *l)
+{
+    const int mixed = l->kind & LAYER_MOE && l->gate_up.form != l->expert_gate_up->form;
+    return mixed && l->gate_up.form == MATRIX_FP8 ? l->expert_gate_up : &l->gate_up;
+}
+
 /* x += o(attention(q)) */
 static int run_attention(const struct forward *f, int layer, int reach)
 {
@@ -126,7 +149,7 @@ static int run_attention(const struct forward *f, int layer, int reach)
                                         .y_form = l->o.form == MATRIX_FP8 ? ACT_F16 : ACT_BF16,
                                         .scale = 1.0f / sqrtf((float)c->head_dim)};
     TRY(f->model->be->ops->attention(f->model->be, &attention));
-    return run_residual(f, &l->o, s->attended, l->ffn_norm, &l->gate_up);
+    return run_residual(f, &l->o, s->attended, l->ffn_norm, ffn_first(l));
 }
 
 /* The norm that ends a layer: its gain and the matrix that multiplies it. */
@@ -156,7 +179,7 @@ static int run_moe(const struct forward *f, int layer, int *expert)
                                 .expert = expert,
                                 .score = s->score,
                                 .top_k = m->cfg.top_k,
-                                .x_form = l->gate_up.form == MATRIX_FP8 ? ACT_F16 : ACT_BF16};
+                                .x_form = moe_act_form(&l->gate_up, l->expert_gate_up)};
     const struct moe moe = {.shared = {&l->gate_up, &l->down},
                             .gate_up = l->expert_gate_up,
                             .down = l->expert_down,
@@ -170,7 +193,7 @@ static int run_moe(const struct forward *f, int layer, int *expert)
                             .experts = m->cfg.experts,
                             .top_k = m->cfg.top_k,
                             .threads = m->be->threads,
-                            .round = m->opts.activations == MODEL_FP8,
+                            .round = rounding_of(m),
                             .bulk = s->bulk,
                             .partial = partial,
                             .eps = m->cfg.rms_eps,

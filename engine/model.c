@@ -43,6 +43,24 @@ static int form_of(const struct build *b, const struct build_matrix *from,
     return 0;
 }
 
+/* Where activations are rounded by static scales. */
+static int check_input_scales(const struct build *b, const struct build_matrix *from,
+                              const struct weight got[BUILD_PARTS_MAX])
+{
+    for (int i = 0; i < from->n; i++)
+        if (got[i].part.dtype != DTYPE_FP8)
+            FAIL(ERR_CONFIG,
+                 "model.activations fp8-static: '%s' of %s is not stored in FP8 and has no input_scale: "
+                 "expected model.weights bf16, which leaves it as stored, or model.activations fp8",
+                 from->want[i].name, b->from.ckpt->dir);
+        else if (!(got[i].input_scale > 0))
+            FAIL(ERR_CONFIG,
+                 "model.activations fp8-static: expected an input_scale above 0 with '%s' of %s, found none: "
+                 "model.weights fp8 with model.activations fp8 rounds by scales made per token",
+                 from->want[i].name, b->from.ckpt->dir);
+    return 0;
+}
+
 static int pack(struct build *b, struct matrix *w, const struct build_matrix *from,
                 const struct weight got[BUILD_PARTS_MAX])
 {
@@ -62,6 +80,8 @@ static int pack(struct build *b, struct matrix *w, const struct build_matrix *fr
         input_scale = got[i].input_scale > input_scale ? got[i].input_scale : input_scale;
     }
     TRY(form_of(b, from, got, &source.form));
+    if (b->m->opts.activations == MODEL_FP8_STATIC && !b->m->opts.calibrates && source.form == MATRIX_FP8)
+        TRY(check_input_scales(b, from, got));
     TRY_CTX(be->ops->matrix(be, w, &source), "packing '%s.weight'", from->want[0].name);
     w->input_scale = input_scale;
     return 0;
@@ -162,8 +182,39 @@ static int load_all(struct build *b)
     return 0;
 }
 
-static int check_opts(const struct model_opts *opts)
+static int has_fp8(const struct build_forms *forms)
 {
+    return forms->attention == MATRIX_FP8 || forms->dense == MATRIX_FP8 || forms->shared == MATRIX_FP8 ||
+           forms->experts == MATRIX_FP8;
+}
+
+static int check_calibration(const struct build *b, const struct build_forms *forms)
+{
+    if (b->m->cfg.experts)
+        FAIL(
+            ERR_LIMIT,
+            "model.calibration: expected a model without experts, found %d of them a layer: their inputs are "
+            "not measured; fp8-static takes a checkpoint that has input_scale, fp8 any",
+            b->m->cfg.experts);
+    if (!has_fp8(forms))
+        FAIL(ERR_CONFIG,
+             "model.activations fp8-static: expected model.weights fp8 beside it, found BF16 weights: "
+             "activations are rounded only where they meet FP8 weights");
+    return 0;
+}
+
+static int check_opts(const struct build *b, const struct build_forms *forms)
+{
+    const struct model_opts *opts = &b->m->opts;
+    if (opts->activations == MODEL_FP8_STATIC && opts->calibrates)
+        return check_calibration(b, forms);
+    if (opts->activations == MODEL_FP8_STATIC && (!b->from.ckpt || !has_fp8(forms)))
+        FAIL(
+            ERR_CONFIG,
+            "model.activations fp8-static: expected a checkpoint whose FP8 weights come with an input_scale, "
+            "as NVIDIA's ModelOpt writes them, found %s: model.calibration measures scales over a text, "
+            "model.activations fp8 makes them per token, both with model.weights fp8",
+            b->from.ckpt ? "BF16 weights" : "random weights");
     if (opts->activations == MODEL_FP8 && opts->weights != MODEL_FP8)
         FAIL(ERR_CONFIG,
              "model.activations fp8: expected model.weights fp8 beside it, found bf16: activations "
@@ -214,7 +265,7 @@ static int build_from(struct model *m, struct backend *be, const struct model_co
     b.from.counts = be->counts;
     b.from.ahead = ahead;
     const struct build_forms forms = build_forms(&b);
-    int rc = check_opts(&new.opts);
+    int rc = check_opts(&b, &forms);
     if (rc == 0)
         rc = model_part_of(&new.part, cfg, new.opts.shard);
     if (rc == 0 && !ckpt)

@@ -7,16 +7,19 @@
 
 struct checkpoint;
 
-/* What a model's numbers are kept in; 0: as stored, in BF16 (the CPU computes in F32). */
-enum model_numbers { MODEL_BF16, MODEL_FP8 };
+/* What a model's numbers are kept in; 0: as stored, in BF16 (the CPU computes in F32). Static: of activations alone. */
+enum model_numbers { MODEL_BF16, MODEL_FP8, MODEL_FP8_STATIC };
 /* One rank of a group that holds a model together: see struct model_part. world 0 or 1: all of it. */
 struct shard {
     int rank, world;
 };
 struct model_opts {
     enum model_numbers weights;     /* of the layers' matrices; embedding and head stay BF16 */
-    enum model_numbers activations; /* what those matrices multiply, rounded per token; FP8 needs FP8 weights */
+    enum model_numbers activations; /* what FP8 matrices multiply, rounded: FP8 per token, needs weights FP8; static by the checkpoint's
+                                       input_scale, one a matrix (the largest of parts stacked), which every FP8 matrix must then have, or by
+                                       what a text gives */
     enum model_numbers kv;          /* the cache of keys and values */
+    int calibrates;                 /* 1: static scales will come from model_calibrate (engine/calibrate.h), not from the checkpoint */
     float expert_skew;              /* random weights: of all rows, expert e is the best of about 1 / (1 + e)^skew; see engine/model_router.c */
     struct shard shard;             /* a rank keeps and reads its share alone */
     int readers;                    /* threads that read the files ahead of the packing; 0: as many as suit them, -1: none */
@@ -74,7 +77,7 @@ static inline int model_is_part(const struct model *m)
 }
 
 /* From a Hugging Face directory. Tensor names: model-formats A.8, B.1, C. Numbers stored in FP8 keep their scales; what they multiply is
- * rounded only where opts say so, per token, and not by a calibrated input_scale. Errors: those of config and checkpoint, ERR_MEMORY. */
+ * rounded only where opts say so. Errors: those of config and checkpoint, ERR_MEMORY. */
 int  model_load(struct model *m, struct backend *be, const char *dir, const struct model_opts *opts); /* opts NULL: all zero */
 /* From a parsed config and an open checkpoint (tests). */
 int  model_build(struct model *m, struct backend *be, const struct model_config *cfg, struct checkpoint *ckpt,

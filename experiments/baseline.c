@@ -41,12 +41,13 @@ static char *settings(const struct trace_arm *arm, const char *const *sets, int 
 
 static struct key key_of(const struct trace_arm *arm, int scored)
 {
-    static const char *const plain[] = {"draft.strategy=none"}, *const stored[] = {"model.weights=bf16",
-                                                                                   "model.activations=bf16",
-                                                                                   "model.kv=bf16"};
+    static const char *const plain[] = {"draft.strategy=none"}, *const stored[] = {
+                                                                    "model.weights=bf16",
+                                                                    "model.activations=bf16",
+                                                                    "model.calibration=", "model.kv=bf16"};
     struct key k = {0};
     int as_stored = 0;
-    k.settings = scored ? settings(arm, stored, 3, &as_stored) : settings(arm, plain, 1, &as_stored);
+    k.settings = scored ? settings(arm, stored, 4, &as_stored) : settings(arm, plain, 1, &as_stored);
     k.plain = scored ? as_stored : !strcmp(arm->strategy, "none");
     return k;
 }

@@ -123,11 +123,17 @@ static double parse_real(struct argp_state *state, const char *name, const char 
     return v;
 }
 
-static enum model_numbers parse_numbers(struct argp_state *state, const char *name, const char *arg)
+/* The last of those allowed is `last`. */
+static enum model_numbers parse_numbers(struct argp_state *state, const char *name, const char *arg,
+                                        enum model_numbers last)
 {
-    if (strcmp(arg, "bf16") != 0 && strcmp(arg, "fp8") != 0)
-        argp_error(state, "--%s: expected bf16 or fp8, found '%s'", name, arg);
-    return strcmp(arg, "fp8") == 0 ? MODEL_FP8 : MODEL_BF16;
+    static const char *const words[] = {"bf16", "fp8", "fp8-static"};
+    for (int i = 0; i <= (int)last; i++)
+        if (strcmp(arg, words[i]) == 0)
+            return (enum model_numbers)i;
+    argp_error(state, "--%s: expected %s, found '%s'", name,
+               last == MODEL_FP8 ? "bf16 or fp8" : "bf16, fp8 or fp8-static", arg);
+    return MODEL_BF16;
 }
 
 /* "RANK/WORLD". */
@@ -259,7 +265,8 @@ enum {
     KEY_GPUS
 };
 
-static error_t parse_option(int key, char *arg, struct argp_state *state)
+/* What is measured, and what it is projected to. */
+static error_t parse_model_option(int key, char *arg, struct argp_state *state)
 {
     struct bench *b = state->input;
     switch (key) {
@@ -284,14 +291,36 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         b->numbers.expert_skew = (float)parse_real(state, "expert-skew", arg, 0, 1.5);
         break;
     case KEY_WEIGHTS:
-        b->numbers.weights = parse_numbers(state, "weights", arg);
+        b->numbers.weights = parse_numbers(state, "weights", arg, MODEL_FP8);
         break;
     case KEY_ACTIVATIONS:
-        b->numbers.activations = parse_numbers(state, "activations", arg);
+        b->numbers.activations = parse_numbers(state, "activations", arg, MODEL_FP8_STATIC);
         break;
     case KEY_KV:
-        b->numbers.kv = parse_numbers(state, "kv", arg);
+        b->numbers.kv = parse_numbers(state, "kv", arg, MODEL_FP8);
         break;
+    case KEY_PROJECT:
+        b->project = arg;
+        break;
+    case KEY_AL:
+        b->al = parse_real(state, "al", arg, 1, 1000);
+        break;
+    case KEY_DRAFT:
+        b->draft_ms = parse_real(state, "draft-ms", arg, 0, 1000);
+        break;
+    case KEY_COLLECTIVE:
+        b->collective_us = parse_real(state, "collective-us", arg, 0.01, 1e6);
+        break;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+    return 0;
+}
+
+static error_t parse_option(int key, char *arg, struct argp_state *state)
+{
+    struct bench *b = state->input;
+    switch (key) {
     case 'r':
         parse_list(state, "rows", arg, 1, BENCH_BULK_ROWS, &b->rows);
         break;
@@ -309,18 +338,6 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         break;
     case 'e':
         b->eager = 1;
-        break;
-    case KEY_PROJECT:
-        b->project = arg;
-        break;
-    case KEY_AL:
-        b->al = parse_real(state, "al", arg, 1, 1000);
-        break;
-    case KEY_DRAFT:
-        b->draft_ms = parse_real(state, "draft-ms", arg, 0, 1000);
-        break;
-    case KEY_COLLECTIVE:
-        b->collective_us = parse_real(state, "collective-us", arg, 0.01, 1e6);
         break;
     case KEY_WORLD:
         b->world = parse_one(state, "world", arg, 1, COMM_WORLD_MAX);
@@ -353,7 +370,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         finish_options(state, b);
         break;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return parse_model_option(key, arg, state);
     }
     return 0;
 }
@@ -369,7 +386,7 @@ static const struct argp_option options[] = {
     {"expert-skew", KEY_SKEW, "X", 0, "of --synthetic, as synthetic.expert_skew (default 0: experts alike)",
      0},
     {"weights", KEY_WEIGHTS, "NUMBERS", 0, "bf16 or fp8 (default bf16)", 0},
-    {"activations", KEY_ACTIVATIONS, "NUMBERS", 0, "bf16 or fp8 (default bf16)", 0},
+    {"activations", KEY_ACTIVATIONS, "NUMBERS", 0, "bf16, fp8 or fp8-static (default bf16)", 0},
     {"kv", KEY_KV, "NUMBERS", 0, "bf16 or fp8, of the cache (default bf16)", 0},
     {"rows", 'r', "LIST", 0, "rows a pass has (default 1,2,4,8,16,32,64; kernels: 1,8,64)", 0},
     {"context", 'c', "LIST", 0, "committed tokens before them (default 128,1024; kernels: 1024)", 0},

@@ -21,11 +21,14 @@ enum {
 #define LIBRARY_BYTES ((size_t)16 << 20) /* parts for which a group opens NCCL */
 
 static const char *const path_names[PATHS] = {"one_shot", "two_shot", "library"};
+enum { WITHIN, BEHIND }; /* where a fused point is quantised */
+static const char *const fused_names[] = {"quantised_within", "quantised_behind"};
 static const enum reduce_path paths[PATHS] = {REDUCE_ONE_SHOT, REDUCE_TWO_SHOT, REDUCE_LIBRARY};
 
 /* One size; median 0: there is no such way here. */
 struct point {
-    int rows, fused; /* 1: quantised behind, by the way that its size chooses */
+    int rows, fused; /* 1: quantised too, by the way that its size chooses: within the operation, and by one
+                        behind it */
     enum wire wire;
     struct bench_time by[PATHS];
 };
@@ -68,7 +71,7 @@ static int rank_open(struct rank *r)
     return be->ops->join(be, &r->comm, bytes > LIBRARY_BYTES ? bytes : LIBRARY_BYTES);
 }
 
-static int enqueue(struct rank *r, const struct point *p, enum reduce_path path)
+static int enqueue(struct rank *r, const struct point *p, int which)
 {
     const struct backend_ops *ops = r->be.ops;
     const int many = is_bulk(p->rows) ? IN_GRAPH_BULK : IN_GRAPH;
@@ -80,34 +83,40 @@ static int enqueue(struct rank *r, const struct point *p, enum reduce_path path)
                                  .threads = 1,
                                  .bulk = is_bulk(p->rows),
                                  .eps = 1e-5f};
-    const struct reduce a = {
-        .part = r->part, .y = r->y, .norm = norm, .rows = p->rows, .n = WIDTH, .wire = p->wire, .path = path};
-    const struct quantise q = {
-        .x = r->act, .scale = r->scale, .rows = p->rows, .k = WIDTH, .threads = 1, .form = ACT_F16};
+    const struct reduce a = {.part = r->part,
+                             .y = r->y,
+                             .norm = norm,
+                             .rows = p->rows,
+                             .n = WIDTH,
+                             .wire = p->wire,
+                             .path = p->fused ? REDUCE_BY_SIZE : paths[which],
+                             .scale = p->fused && which == WITHIN ? r->scale : NULL};
+    struct quantise q = reduce_quantise(&a);
+    q.scale = r->scale;
     for (int i = 0; i < many; i++) {
         TRY(ops->reduce(&r->be, &a));
-        if (p->fused)
+        if (p->fused && which == BEHIND)
             TRY(ops->quantise(&r->be, &q));
     }
     return 0;
 }
 
-static int run_pass(struct rank *r, const struct point *p, enum reduce_path path)
+static int run_pass(struct rank *r, const struct point *p, int which)
 {
     const struct backend_ops *ops = r->be.ops;
     int recorded = 0;
     TRY(ops->pass_begin(&r->be, (struct pass_key){.owner = r, .rows = p->rows}, &recorded));
-    return recorded ? 0 : ops->pass_end(&r->be, enqueue(r, p, path));
+    return recorded ? 0 : ops->pass_end(&r->be, enqueue(r, p, which));
 }
 
-static int time_passes(struct rank *r, const struct point *p, enum reduce_path path)
+static int time_passes(struct rank *r, const struct point *p, int which)
 {
     const struct backend_ops *ops = r->be.ops;
     for (int i = 0; i < r->b->warmup; i++)
-        TRY(run_pass(r, p, path));
+        TRY(run_pass(r, p, which));
     TRY(ops->mark(&r->be, 0));
     for (int i = 0; i < r->b->repeats; i++) {
-        TRY(run_pass(r, p, path));
+        TRY(run_pass(r, p, which));
         TRY(ops->mark(&r->be, i + 1));
     }
     TRY(ops->sync(&r->be));
@@ -117,9 +126,9 @@ static int time_passes(struct rank *r, const struct point *p, enum reduce_path p
 static int measure_path(struct rank *r, struct point *p, int which)
 {
     const int many = is_bulk(p->rows) ? IN_GRAPH_BULK : IN_GRAPH, n = r->b->repeats;
-    const int rc = time_passes(r, p, p->fused ? REDUCE_BY_SIZE : paths[which]);
+    const int rc = time_passes(r, p, which);
     r->be.ops->pass_forget(&r->be, r);
-    if (rc == ERR_CONFIG && paths[which] == REDUCE_LIBRARY) { /* in every rank */
+    if (rc == ERR_CONFIG && !p->fused && paths[which] == REDUCE_LIBRARY) { /* in every rank */
         err_clear();
         return 0;
     }
@@ -135,7 +144,7 @@ static int measure_all(struct rank *r)
 {
     for (int i = 0; i < r->n_points; i++) {
         struct point *p = &r->points[i];
-        const int ways = p->fused || r->be.host_reads ? 1 : p->wire == WIRE_F32 ? PATHS : PATHS - 1;
+        const int ways = p->fused ? 2 : r->be.host_reads ? 1 : p->wire == WIRE_F32 ? PATHS : PATHS - 1;
         for (int which = 0; which < ways; which++) {
             TRY(comm_barrier(&r->comm));
             TRY(measure_path(r, p, which));
@@ -225,8 +234,13 @@ static void print_table(const struct bench *b, const struct rank *r)
            b->gpus < b->world ? ", which ranks share: their times are of no group of GPUs" : "");
     printf("passes  %d warm-up, %d measured, of %d operations (%d past %d rows); us an operation\n\n",
            b->warmup, b->repeats, IN_GRAPH, IN_GRAPH_BULK, BULK_ROWS);
-    printf("sum, residual, norm and FP8 quantisation of %d rows of %d, %s: median %.2f us, p90 %.2f us\n\n",
-           fused->rows, WIDTH, wire_name(fused->wire), 1e6 * fused->by[0].median, 1e6 * fused->by[0].p90);
+    printf("sum, residual, norm and FP8 quantisation of %d rows of %d, %s\n", fused->rows, WIDTH,
+           wire_name(fused->wire));
+    for (int i = WITHIN; i <= BEHIND; i++)
+        printf("  %s: median %.2f us, p90 %.2f us\n",
+               i == WITHIN ? "one operation" : "quantised by one behind", 1e6 * fused->by[i].median,
+               1e6 * fused->by[i].p90);
+    printf("\n");
     printf("sum, residual and norm of rows of %d; NCCL's part is f32 with the rest behind it\n", WIDTH);
     printf("%6s %5s %9s %9s %9s %9s %9s %9s %9s\n", "rows", "wire", "KB", "one-shot", "p90", "two-shot",
            "p90", "NCCL", "p90");
@@ -243,8 +257,8 @@ static void print_table(const struct bench *b, const struct rank *r)
 static json_t *point_json(const struct point *p, int which)
 {
     return json_pack("{s:i, s:i, s:s, s:s, s:b, s:f, s:f}", "rows", p->rows, "n", WIDTH, "wire",
-                     wire_name(p->wire), "path", p->fused ? "by_size" : path_names[which], "quantised",
-                     p->fused, "median_s", p->by[which].median, "p90_s", p->by[which].p90);
+                     wire_name(p->wire), "path", p->fused ? fused_names[which] : path_names[which],
+                     "quantised", p->fused, "median_s", p->by[which].median, "p90_s", p->by[which].p90);
 }
 
 static int print_json(const struct bench *b, const struct rank *r)

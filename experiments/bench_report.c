@@ -6,7 +6,7 @@
 
 static const char *numbers_name(enum model_numbers numbers)
 {
-    return numbers == MODEL_FP8 ? "fp8" : "bf16";
+    return numbers == MODEL_FP8_STATIC ? "fp8-static" : numbers == MODEL_FP8 ? "fp8" : "bf16";
 }
 
 static void print_shard(const struct bench *b)

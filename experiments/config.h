@@ -31,7 +31,8 @@ struct config {
     char *name;
     struct {
         char *path, *synthetic; /* a directory; "" or the name of a shape that gets random weights */
-        char *weights, *activations, *kv; /* "bf16" (as stored; the CPU computes in f32) or "fp8" */
+        char *weights, *activations, *kv; /* "bf16" (as stored; the CPU computes in f32) or "fp8"; activations also "fp8-static" */
+        char *calibration; /* a text file, or "": the checkpoint's own static scales */
         long synthetic_seed;
         int max_context;
     } model;

@@ -47,6 +47,12 @@ static const char *number_choice(int i)
     return words[i];
 }
 
+static const char *activation_choice(int i)
+{
+    static const char *const words[] = {"bf16", "fp8", "fp8-static", NULL};
+    return words[i];
+}
+
 static const char *mode_choice(int i)
 {
     static const char *const words[] = {"generate", "score", NULL};
@@ -87,8 +93,11 @@ static const struct config_option table[] = {
     {.key = "model.synthetic_seed", .type = CONFIG_INT, .store = CONFIG_AS_LONG, AT(model.synthetic_seed), .def = "1", .lo = 0,
      .hi = (double)LONG_MAX, .help = "of the random weights"},
     CHOICE("model.weights", model.weights, "bf16", number_choice, "bf16: as stored; fp8: E4M3 with a scale per output row, made at load"),
-    CHOICE("model.activations", model.activations, "bf16", number_choice,
-           "fp8: rounded to E4M3 with a scale per token before each product; needs model.weights fp8"),
+    CHOICE("model.activations", model.activations, "bf16", activation_choice,
+           "fp8: rounded to E4M3 with a scale per token before each product, needs model.weights fp8; fp8-static: by a scale per "
+           "matrix, the checkpoint's input_scale or what model.calibration gives"),
+    TEXT("model.calibration", model.calibration, "",
+         "text file over which fp8-static measures its scales, its first 4096 tokens; empty: the checkpoint has them"),
     CHOICE("model.kv", model.kv, "bf16", number_choice, "cells of the key/value cache; bf16 is f32 on the CPU"),
     INT("model.max_context", model.max_context, "0", 0, 1 << 20, "most tokens of one text; 0: what the workload needs"),
 

@@ -12,7 +12,7 @@ int config_scores(const struct config *c)
 
 static enum model_numbers numbers(const char *word)
 {
-    return !strcmp(word, "fp8") ? MODEL_FP8 : MODEL_BF16;
+    return !strcmp(word, "fp8") ? MODEL_FP8 : !strcmp(word, "fp8-static") ? MODEL_FP8_STATIC : MODEL_BF16;
 }
 
 struct model_opts config_numbers(const struct config *c)
@@ -20,6 +20,7 @@ struct model_opts config_numbers(const struct config *c)
     return (struct model_opts){.weights = numbers(c->model.weights),
                                .activations = numbers(c->model.activations),
                                .kv = numbers(c->model.kv),
+                               .calibrates = c->model.calibration[0] != 0,
                                .expert_skew = (float)c->synthetic.expert_skew};
 }
 
@@ -41,8 +42,8 @@ void config_describe(const struct config *c, FILE *out)
         return;
     }
     for (int i = 0; i < 3; i++)
-        if (numbers(kept[i]) == MODEL_FP8)
-            fprintf(out, "%s%s fp8", n++ ? ", " : "", what[i]);
+        if (numbers(kept[i]) != MODEL_BF16)
+            fprintf(out, "%s%s %s", n++ ? ", " : "", what[i], kept[i]);
     if (n == 0)
         fputs("bf16", out);
 }
@@ -103,6 +104,11 @@ static int check_model(const struct config *c)
              "shows those below ./models");
     if (c->model.synthetic[0])
         TRY_CTX(model_config_named(&shape, c->model.synthetic), "model.synthetic");
+    if (c->model.calibration[0] && numbers(c->model.activations) != MODEL_FP8_STATIC)
+        FAIL(ERR_CONFIG,
+             "model.calibration: measures static scales: expected model.activations fp8-static, found %s; set "
+             "that, or model.calibration to nothing",
+             c->model.activations);
     if (numbers(c->model.activations) == MODEL_FP8 && numbers(c->model.weights) != MODEL_FP8)
         FAIL(
             ERR_CONFIG,

@@ -1,10 +1,12 @@
 /* run_model: opening in the order that fails fastest: tokenizer and template before the weights. */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "experiments/run_model.h"
+#include "engine/calibrate.h"
 #include "engine/clock.h"
 #include "engine/err.h"
 #include "engine/log.h"
 #include "experiments/config_whole.h"
+#include "experiments/file.h"
 #include "experiments/git_commit.h" /* made by the build: SPECBED_GIT_COMMIT */
 #include "experiments/record_file.h"
 #include "experiments/record_meta.h"
@@ -50,6 +52,46 @@ static void log_load(const struct model_load *l)
                  l->readers == 1 ? " was" : "s were", l->read_seconds);
 }
 
+enum { CALIBRATION_BYTES = 1 << 24 };
+
+struct calibration {
+    const int *ids;
+    int n;
+};
+
+/* Every rank measures what its own share multiplies. */
+static int calibrate_rank(void *ctx, struct rank *rank)
+{
+    const struct calibration *text = ctx;
+    return model_calibrate(rank->model, text->ids, text->n);
+}
+
+/* Static scales from the text that cfg names, where it names one. */
+static int calibrate(struct run_model *m, const struct config *cfg)
+{
+    const char *path = cfg->model.calibration;
+    char *text = NULL;
+    size_t bytes = 0;
+    int *ids = NULL, n = 0, cap = 0;
+    if (!path[0])
+        return 0;
+    if (!m->tokenizer)
+        FAIL(ERR_CONFIG,
+             "model.calibration: '%s' is text, and there is no tokenizer: set model.path to a directory with "
+             "one",
+             path);
+    int rc = file_read(path, CALIBRATION_BYTES, &text, &bytes);
+    if (rc == 0)
+        rc = tokenizer_encode(m->tokenizer, text, bytes, 0, &ids, &n, &cap);
+    if (rc == 0)
+        rc = ranks_do(m->ranks, calibrate_rank, &(struct calibration){ids, n});
+    if (rc)
+        err_context("measuring activations over '%s'", path);
+    free(text);
+    free(ids);
+    return rc;
+}
+
 static int open_parts(struct run_model *m, const struct config *cfg)
 {
     int64_t start = clock_ns();
@@ -59,6 +101,7 @@ static int open_parts(struct run_model *m, const struct config *cfg)
     }
     TRY(load_ranks(m, cfg));
     log_info("device: %s", m->be.device);
+    TRY(calibrate(m, cfg));
     log_info("model: ready after %.2f s, %.1f MiB on the device, weights %016llx, template %s",
              1e-9 * (double)(clock_ns() - start), (double)m->be.allocated / (1 << 20),
              (unsigned long long)m->model.fingerprint, m->tokenizer ? chat_name(m->chat.kind) : "none");
@@ -76,11 +119,12 @@ static char *key_of(const struct config *cfg)
     char *key = NULL;
     int rank = 0, world = 0;
     config_shard(cfg, &rank, &world); /* was checked when it was read */
-    if (asprintf(&key, "%s\n%s %ld %.17g\n%s %s %s\n%s %d\n%s %d %d\n%d %d %d %d\n%s", cfg->model.path,
+    if (asprintf(&key, "%s\n%s %ld %.17g\n%s %s %s\n%s %d\n%s %d %d\n%d %d %d %d\n%s\n%s", cfg->model.path,
                  cfg->model.synthetic, cfg->model.synthetic_seed, cfg->synthetic.expert_skew,
                  cfg->model.weights, cfg->model.activations, cfg->model.kv, cfg->device.kind,
                  cfg->device.index, cfg->device.isa, cfg->device.threads, cfg->device.graph,
-                 cfg->device.world, cfg->device.ranks_per_gpu, rank, world, cfg->workload.template) < 0)
+                 cfg->device.world, cfg->device.ranks_per_gpu, rank, world, cfg->workload.template,
+                 cfg->model.calibration) < 0)
         return NULL;
     return key;
 }

@@ -121,7 +121,8 @@ static int walk(struct scoring *s, int (*visit)(struct scoring *s, const struct 
 /* The same configuration with the numbers as stored; NULL: this one has them. */
 static int open_reference(const struct score_cell *c, struct model **out)
 {
-    static const char *const stored[] = {"model.weights=bf16", "model.activations=bf16", "model.kv=bf16"};
+    static const char *const stored[] = {"model.weights=bf16", "model.activations=bf16",
+                                         "model.calibration=", "model.kv=bf16"};
     struct config cfg = {0};
     *out = NULL;
     if (config_numbers_as_stored(c->cfg))
@@ -129,7 +130,7 @@ static int open_reference(const struct score_cell *c, struct model **out)
     char *yaml = config_dump(c->cfg);
     if (!yaml)
         FAIL(ERR_MEMORY, "score: out of memory for the reference");
-    int rc = config_parse(&cfg, yaml, strlen(yaml), "the cell's configuration", stored, 3);
+    int rc = config_parse(&cfg, yaml, strlen(yaml), "the cell's configuration", stored, 4);
     if (!rc)
         rc = run_model_open(&c->run->reference, &cfg);
     if (rc)

@@ -5,18 +5,19 @@
  * its maximum m, its sum of exponentials l and its sum of weighted values o, made block by block; chunks are
  * folded in ascending order. All of that depends on the row's positions alone. The query heads of a kv head,
  * and of several rows, are the rows of an m16n8k16 product, whose sums do not depend on the other rows.
+ * Where a model attends in chunks of its own, those cuts begin anew with each of them: the variants PERIODIC.
  *
  * Rows of a tile share the job of a chunk that all of them see whole and in the same cells, and in a cluster
  * also that of a chunk of which they see more or less, if they are one chain; in any other chunk each has a
  * job of its own. There are three ways to the same bits:
  *
- * attention_cluster, up to SPLIT_ROWS rows and a reach of MIDDLE_END. The jobs of a tile and kv head are
- * dealt to the teams of a thread block cluster. A job's results are written into the shared memory of the
- * block that will fold them, its inbox; past the cluster's barrier a warp folds a row, head and 64 columns
- * from its own block's. What does not fit there (many rows in small clusters, long contexts) goes to scratch
- * instead.
+ * attention_cluster, up to SPLIT_ROWS rows that see up to MIDDLE_END positions. The jobs of a tile and kv
+ * head are dealt to the teams of a thread block cluster. A job's results are written into the shared memory
+ * of the block that will fold them, its inbox; past the cluster's barrier a warp folds a row, head and 64
+ * columns from its own block's. What does not fit there (many rows in small clusters, long contexts) goes to
+ * scratch instead.
  *
- * attention_split, longer reach: a block a job, over the whole GPU; all results go to scratch,
+ * attention_split, more positions: a block a job, over the whole GPU; all results go to scratch,
  * attention_merge folds them.
  *
  * attention_walk, more rows: a block goes through all chunks of a tile of rows and folds in registers.
@@ -147,9 +148,10 @@ static __device__ void merge(const struct view *a, const struct result *r, int p
         store_y(a, row, head * a->dim + column, f.o.x, f.o.y, __frcp_rn(f.sum));
 }
 
-static __device__ int chunks_of(int slot, int pos) /* 0: nobody's row */
+template <bool PERIODIC>
+static __device__ int chunks_of(const struct view *a, int slot, int pos) /* 0: nobody's row */
 {
-    return slot < 0 ? 0 : chunk_of(pos) + 1;
+    return slot < 0 ? 0 : chunk_of(pos - origin_of<PERIODIC>(a, pos)) + 1;
 }
 
 /* --- a cluster --------------------------------------------------------------------------------------- */
@@ -228,7 +230,8 @@ static __device__ void prefetch_cells(const struct view *a, const struct tile *t
     const size_t head = ((size_t)t->slot * (size_t)a->kv_heads + (size_t)kv_head) * (size_t)a->cap;
 #pragma unroll 1
     for (int i = first; i < t->shared; i += stride) {
-        const int begin = chunk_begin(i) + (i == first ? BLOCK : 0), end = min(chunk_begin(i + 1), old);
+        const int begin = t->origin + chunk_begin(i) + (i == first ? BLOCK : 0),
+                  end = min(t->origin + chunk_begin(i + 1), old);
 #pragma unroll 1
         for (int which = 0; begin < end && which < 2; which++)
             asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(
@@ -241,7 +244,7 @@ static __device__ void prefetch_cells(const struct view *a, const struct tile *t
 /* A team's jobs: i, i + teams of the cluster, and so on. Shared chunks follow each other without a pause: the
  * queries stay. A shared chunk with a value that is not finite and that not every row may see (attend) goes
  * row by row. */
-template <int DIM, int TILES, bool FP8>
+template <bool PERIODIC, int DIM, int TILES, bool FP8>
 static __device__ void work(struct shared<DIM, TILES, FP8> *sh, const struct view *a,
                             const struct in_cluster *c, int kv_head, int team, int team_count)
 {
@@ -252,19 +255,23 @@ static __device__ void work(struct shared<DIM, TILES, FP8> *sh, const struct vie
         struct place at = place_of(&c->tile, i);
         at.row = alone >= 0 ? alone : at.row;
         const int begin = chunk_begin(at.chunk), end = chunk_begin(at.chunk + 1),
-                  next = at.row < 0 && i + team_count < c->tile.shared ? chunk_begin(i + team_count) : -1;
+                  next = at.row < 0 && i + team_count < c->tile.shared
+                             ? c->tile.origin + chunk_begin(i + team_count)
+                             : -1;
         bool done = true;
         struct job j;
-        if (job_at(a, &c->tile, kv_head, at, &j)) {
+        if (job_at<PERIODIC>(a, &c->tile, kv_head, at, &j)) {
+            const int origin = origin_of<PERIODIC>(a, j.last);
             struct part<DIM, TILES> result;
             if (!requested) {
                 const int old = waited ? INT_MAX : old_cells(&c->writers, j.slot);
                 if (!waited && member() == 0)
                     prefetch_cells(a, &c->tile, kv_head, i, team_count, old, (size_t)a->dim * (FP8 ? 1 : 2));
-                start(sh, a, &j, begin, old);
+                start(sh, a, &j, origin + begin, old);
             }
             waited = true;
-            done = attend(sh, a, &j, begin, min(end, j.last + 1), next, c->tile.common, &result);
+            done = attend(sh, a, &j, origin + begin, min(origin + end, j.last + 1), next, c->tile.common,
+                          &result);
             requested = done && next >= 0;
             if (done)
                 store(a, &j, at.chunk, c, &result);
@@ -301,7 +308,7 @@ static __device__ void fold_pieces(const struct view *a, const struct in_cluster
     }
 }
 
-template <int DIM, int TILES, bool FP8>
+template <int DIM, int TILES, bool FP8, bool PERIODIC>
 static __global__ void __launch_bounds__(THREADS *teams<DIM>::N, TILES == 1 ? 2 : 1)
     attention_cluster(const __grid_constant__ struct view a)
 {
@@ -313,16 +320,16 @@ static __global__ void __launch_bounds__(THREADS *teams<DIM>::N, TILES == 1 ? 2 
     cluster_arrive();
     if ((int)threadIdx.x < count) {
         const int row = first + (int)threadIdx.x;
-        mine->chunks[threadIdx.x] = chunks_of(row_int(a.slot + row), row_int(a.pos + row));
+        mine->chunks[threadIdx.x] = chunks_of<PERIODIC>(&a, row_int(a.slot + row), row_int(a.pos + row));
     }
     struct in_cluster c;
     c.writers = writers_of(&a);
-    c.tile = tile_of(&a, first, count);
+    c.tile = tile_of<PERIODIC>(&a, first, count);
     c.inbox = (float *)(mine + 1);
     c.pieces = DIM / PIECE;
     cluster_wait(); /* all blocks have begun: their shared memory may be written to */
-    work(mine->teams + team, &a, &c, kv_head, (team << a.log_size) + (int)blockIdx.x,
-         (int)teams<DIM>::N << a.log_size);
+    work<PERIODIC>(mine->teams + team, &a, &c, kv_head, (team << a.log_size) + (int)blockIdx.x,
+                   (int)teams<DIM>::N << a.log_size);
     launch_wait();
     cluster_sync(); /* behind it a block reads its own shared memory, and may leave */
     fold_pieces(&a, &c, mine->chunks, kv_head);
@@ -330,7 +337,7 @@ static __global__ void __launch_bounds__(THREADS *teams<DIM>::N, TILES == 1 ? 2 
 
 /* --- split and merge --------------------------------------------------------------------------------- */
 
-template <int DIM, int TILES, bool FP8>
+template <int DIM, int TILES, bool FP8, bool PERIODIC>
 static __global__ void __launch_bounds__(THREADS, 1) attention_split(const __grid_constant__ struct view a)
 {
     extern __shared__ __align__(16) unsigned char memory[];
@@ -339,16 +346,17 @@ static __global__ void __launch_bounds__(THREADS, 1) attention_split(const __gri
               first = row / rows * rows, begin = chunk_begin(chunk), end = chunk_begin(chunk + 1);
     launch_trigger();
     launch_wait();
-    const struct tile t = tile_of(&a, first, min(rows, a.n - first));
-    const bool whole = chunk < chunk_of(t.common); /* all rows see all of it */
+    const struct tile t = tile_of<PERIODIC>(&a, first, min(rows, a.n - first));
+    const bool whole = chunk < chunk_of(t.common - t.origin); /* all rows see all of it */
     const struct place at = {chunk, whole ? -1 : row};
     const struct in_scratch to = {0};
     struct part<DIM, TILES> c;
     struct job j;
-    if ((whole && row != first) || !job_at(&a, &t, kv_head, at, &j))
+    if ((whole && row != first) || !job_at<PERIODIC>(&a, &t, kv_head, at, &j))
         return;
-    start(sh, &a, &j, begin, INT_MAX);
-    attend(sh, &a, &j, begin, min(end, j.last + 1), -1, end, &c);
+    const int origin = origin_of<PERIODIC>(&a, j.last);
+    start(sh, &a, &j, origin + begin, INT_MAX);
+    attend(sh, &a, &j, origin + begin, min(origin + end, j.last + 1), -1, origin + end, &c);
     store(&a, &j, chunk, &to, &c);
 }
 
@@ -357,13 +365,15 @@ static __host__ __device__ int pieces_of(int dim) /* warps that merge a row and 
     return (dim + PIECE - 1) / PIECE;
 }
 
+template <bool PERIODIC>
 static __global__ void __launch_bounds__(THREADS, 1) attention_merge(const __grid_constant__ struct view a)
 {
     const int unit = (int)blockIdx.x * WARPS + (int)threadIdx.x / 32, pieces = pieces_of(a.dim),
               row = unit / pieces / a.heads, head = unit / pieces % a.heads, piece = unit % pieces;
     launch_trigger();
     launch_wait();
-    const int chunks = chunks_of(row_int(a.slot + min(row, a.n - 1)), row_int(a.pos + min(row, a.n - 1)));
+    const int chunks =
+        chunks_of<PERIODIC>(&a, row_int(a.slot + min(row, a.n - 1)), row_int(a.pos + min(row, a.n - 1)));
     if (row >= a.n || chunks == 0)
         return;
     const struct result r = result_in_scratch(&a, row, head, piece, 0);
@@ -373,24 +383,25 @@ static __global__ void __launch_bounds__(THREADS, 1) attention_merge(const __gri
 /* --- a walk ------------------------------------------------------------------------------------------ */
 
 /* All chunks of a job; false as of attend. */
-template <int DIM, int TILES, bool FP8>
+template <bool PERIODIC, int DIM, int TILES, bool FP8>
 static __device__ bool walk(struct shared<DIM, TILES, FP8> *sh, const struct view *a, const struct job *j,
                             int common, struct part<DIM, TILES> *all)
 {
-    start(sh, a, j, 0, INT_MAX);
+    const int origin = origin_of<PERIODIC>(a, j->last);
+    start(sh, a, j, origin, INT_MAX);
     part_clear(all);
-    for (int chunk = 0; chunk_begin(chunk) <= j->last; chunk++) {
-        const int end = chunk_begin(chunk + 1);
+    for (int chunk = 0; origin + chunk_begin(chunk) <= j->last; chunk++) {
+        const int end = origin + chunk_begin(chunk + 1);
         struct part<DIM, TILES> c;
-        if (!attend(sh, a, j, chunk_begin(chunk), min(end, j->last + 1), end <= j->last ? end : -1, common,
-                    &c))
+        if (!attend(sh, a, j, origin + chunk_begin(chunk), min(end, j->last + 1), end <= j->last ? end : -1,
+                    common, &c))
             return false;
         part_fold(all, &c);
     }
     return true;
 }
 
-template <int DIM, int TILES, bool FP8>
+template <int DIM, int TILES, bool FP8, bool PERIODIC>
 static __global__ void __launch_bounds__(THREADS, 1) attention_walk(const __grid_constant__ struct view a)
 {
     extern __shared__ __align__(16) unsigned char memory[];
@@ -399,20 +410,20 @@ static __global__ void __launch_bounds__(THREADS, 1) attention_walk(const __grid
     const int first = (int)(gridDim.x - 1 - blockIdx.x) * rows; /* long rows first */
     launch_trigger();
     launch_wait();
-    const struct tile t = tile_of(&a, first, min(rows, a.n - first));
+    const struct tile t = tile_of<PERIODIC>(&a, first, min(rows, a.n - first));
     struct part<DIM, TILES> all;
     if (t.chain) {
         const struct job j = job_shared(&a, &t, kv_head);
         if (j.slot < 0)
             return;
-        if (walk(sh, &a, &j, t.common, &all)) {
+        if (walk<PERIODIC>(sh, &a, &j, t.common, &all)) {
             store_job(&a, &j, &all);
             return;
         }
     }
     for (int row = first; row < first + t.count; row++) {
         const struct job j = job_alone(&a, row, kv_head);
-        if (j.slot >= 0 && walk(sh, &a, &j, 0, &all))
+        if (j.slot >= 0 && walk<PERIODIC>(sh, &a, &j, 0, &all))
             store_job(&a, &j, &all);
     }
 }
@@ -444,16 +455,16 @@ template <int DIM, int TILES, bool FP8> static int run_cluster(const struct view
     const size_t shared =
         shape_cluster<DIM, TILES>(&shaped, 16 * TILES / a->group, sizeof(struct block<DIM, TILES, FP8>));
     const unsigned size = 1u << shaped.log_size;
+    void (*const kernel)(struct view) =
+        a->period > 0 ? attention_cluster<DIM, TILES, FP8, true> : attention_cluster<DIM, TILES, FP8, false>;
     const struct launch l = {
         dim3(size, (unsigned)a->kv_heads, (unsigned)((a->n + shaped.rows - 1) / shaped.rows)),
         dim3(THREADS * teams<DIM>::N), shared, size, stream};
-    int rc = (int)cudaFuncSetAttribute(attention_cluster<DIM, TILES, FP8>,
-                                       cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    rc = rc ? rc : launch_kernel(&l, attention_cluster<DIM, TILES, FP8>, shaped);
+    int rc = (int)cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    rc = rc ? rc : launch_kernel(&l, kernel, shaped);
     /* Captured launches may ask for more than the latest did. */
     return rc ? rc
-              : (int)cudaFuncSetAttribute(attention_cluster<DIM, TILES, FP8>,
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_MAX);
+              : (int)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_MAX);
 }
 
 template <int DIM, int TILES, bool FP8> static int run_split(const struct view *a, void *stream)
@@ -462,8 +473,10 @@ template <int DIM, int TILES, bool FP8> static int run_split(const struct view *
     const struct launch l = {dim3((unsigned)a->chunks, (unsigned)a->kv_heads, (unsigned)a->n), dim3(THREADS),
                              sizeof(struct shared<DIM, TILES, FP8>), 0, stream};
     const struct launch fold = {dim3((unsigned)((units + WARPS - 1) / WARPS)), dim3(THREADS), 0, 0, stream};
-    const int rc = launch_kernel(&l, attention_split<DIM, TILES, FP8>, *a);
-    return rc ? rc : launch_kernel(&fold, attention_merge, *a);
+    void (*const part)(struct view) =
+        a->period > 0 ? attention_split<DIM, TILES, FP8, true> : attention_split<DIM, TILES, FP8, false>;
+    const int rc = launch_kernel(&l, part, *a);
+    return rc ? rc : launch_kernel(&fold, a->period > 0 ? attention_merge<true> : attention_merge<false>, *a);
 }
 
 template <int DIM, int TILES, bool FP8> static int run_walk(const struct view *a, void *stream)
@@ -471,7 +484,9 @@ template <int DIM, int TILES, bool FP8> static int run_walk(const struct view *a
     const int rows = 16 * TILES / a->group;
     const struct launch l = {dim3((unsigned)((a->n + rows - 1) / rows), (unsigned)a->kv_heads), dim3(THREADS),
                              sizeof(struct shared<DIM, TILES, FP8>), 0, stream};
-    return launch_kernel(&l, attention_walk<DIM, TILES, FP8>, *a);
+    void (*const kernel)(struct view) =
+        a->period > 0 ? attention_walk<DIM, TILES, FP8, true> : attention_walk<DIM, TILES, FP8, false>;
+    return launch_kernel(&l, kernel, *a);
 }
 
 /* MANY: m tiles where one does not hold all rows. */
@@ -512,14 +527,34 @@ KERN_API int attention_cuda(const struct attention *a, void *stream)
 {
     const struct rows *rows = a->rows;
     const struct kv_layer *kv = &a->kv;
-    const int chunks = chunk_of(a->reach - 1) + 1, group = a->heads / kv->kv_heads;
+    const int period = a->chunk > 0 && a->chunk < a->reach ? a->chunk : 0,
+              chunks = chunk_of((period > 0 ? period : a->reach) - 1) + 1, group = a->heads / kv->kv_heads;
     float *stat = a->scratch + (size_t)rows->n * (size_t)a->heads * (size_t)chunks * (size_t)kv->head_dim;
-    const struct view view = {rows->slot,        rows->pos,    rows->cell,     rows->base,
-                              rows->path_off,    rows->path,   a->qkv,         {kv->k, kv->v},
-                              (uint16_t *)a->y,  a->scratch,   (float2 *)stat, rows->n,
-                              a->heads,          kv->kv_heads, group,          kv->head_dim,
-                              kv->cap,           chunks,       a->y_form,      a->scale * 1.44269504f,
-                              by_group_of(group)};
+    const struct view view = {rows->slot,
+                              rows->pos,
+                              rows->cell,
+                              rows->base,
+                              rows->path_off,
+                              rows->path,
+                              a->qkv,
+                              {kv->k, kv->v},
+                              (uint16_t *)a->y,
+                              a->scratch,
+                              (float2 *)stat,
+                              rows->n,
+                              a->heads,
+                              kv->kv_heads,
+                              group,
+                              kv->head_dim,
+                              kv->cap,
+                              chunks,
+                              a->y_form,
+                              a->scale * 1.44269504f,
+                              by_group_of(group),
+                              0,
+                              0,
+                              false,
+                              period};
     if (rows->n == 0)
         return 0;
     return kv->form == KV_FP8 ? run_any<true>(&view, stream) : run_any<false>(&view, stream);

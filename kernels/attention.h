@@ -114,7 +114,7 @@ struct attention {
     float scale;
 };
 /* The first position that a row at pos sees. */
-static inline int attention_first(int chunk, int pos)
+KERN_FN int attention_first(int chunk, int pos)
 {
     return chunk > 0 ? pos / chunk * chunk : 0;
 }

@@ -4,13 +4,22 @@
  * multiplied. Scores, weights and the maximum stay in registers (online softmax: Dao, arXiv 2307.08691).
  * A warp takes 32 pairs: with 16 the fragments of keys and values would cost shared memory more time than the
  * tensor cores need for them.
- * launch   grid [kv_heads, ceil(rows * group / 128)], longest rows first; block 128, two blocks an SM up to
- *          head_dim 128; shared 103 KB (head_dim 128), 53 KB (64). head_dim 129..256: 64 pairs, 169 KB
+ *
+ * Where a model attends in chunks (struct attention) all pairs of a block lie in one chunk, and its positions
+ * count from the chunk's first: no tile holds a key that some row is past seeing.
+ *
+ * launch   grid [kv_heads, ceil(rows * group / 128)], longest rows first, with chunks a few more; block 128,
+ * two blocks an SM up to head_dim 128; shared 103 KB (head_dim 128), 53 KB (64). head_dim 129..256: 64 pairs,
+ * 169 KB
+ *
  * math     q and weights rounded to bf16, f32 sums; a tile's weights are relative to the largest score so
- * far, exponentials in units of log2; keys ascending, tiles at multiples of 64 positions moves    per block 4
- * * head_dim bytes a position (2 of FP8 cells, which become bf16 in shared memory) roof     tensor cores: 4 *
- * head_dim flops a pair and visible key; mma.sync reaches about two thirds of what sm_90 can with its own
- * instructions; 256 products cost a warp 64 fragment loads of 512 bytes and 64 exponentials a thread */
+ * far, exponentials in units of log2; keys ascending, tiles at multiples of 64 positions
+ *
+ * moves    per block 4 * head_dim bytes a position (2 of FP8 cells, which become bf16 in shared memory)
+ *
+ * roof     tensor cores: 4 * head_dim flops a pair and visible key; mma.sync reaches about two thirds of what
+ * sm_90 can with its own instructions; 256 products cost a warp 64 fragment loads of 512 bytes and 64
+ * exponentials a thread */
 #include "kernels/bulk.h"
 #include "kernels/cuda.h"
 #include "kernels/launch.cuh"
@@ -26,12 +35,13 @@ struct view {
     bf16 *y;
     int n, heads, kv_heads, group, dim, cap;
     float scale; /* to units of log2 */
+    int chunk;   /* struct attention's if rows may be past the first of them, or 0 */
 };
 
 /* What a block computes. It waits in shared memory: registers are all taken. */
 struct job {
-    size_t cells;     /* bytes before its head's cell 0 */
-    int first, pairs; /* its first pair, all pairs of the pass */
+    size_t cells;     /* bytes before its head's cell of position 0 */
+    int first, pairs; /* its first pair, the end of those that it may take */
     int start, last,
         clear; /* position of row 0; the last that any pair sees; every pair sees those up to clear */
     int kv_head;
@@ -318,17 +328,44 @@ static __device__ void store(const struct part<DIM, TILES> *c, const struct view
     }
 }
 
+static __host__ __device__ int blocks_of(int pairs, int rows)
+{
+    return (pairs + rows - 1) / rows;
+}
+
+/* Rows [first, first + count) of the pass, which lie in one chunk, and that chunk's first position; `block`
+ * is the block's number among theirs. */
+struct span {
+    int first, count, origin, block;
+};
+
+/* Row 0 may lie anywhere in its chunk; those after it are taken whole but the last. Past the last count is
+ * not positive. */
+template <int ROWS> static __device__ struct span find_span(const struct view *a, int start, int block)
+{
+    if (a->chunk == 0)
+        return (struct span){0, a->n, 0, block};
+    const int origin = attention_first(a->chunk, start), count = min(a->n, origin + a->chunk - start),
+              blocks = blocks_of(count * a->group, ROWS), whole = blocks_of(a->chunk * a->group, ROWS);
+    if (block < blocks)
+        return (struct span){0, count, origin, block};
+    const int chunk = (block - blocks) / whole, first = count + chunk * a->chunk;
+    return (struct span){first, min(a->chunk, a->n - first), origin + (chunk + 1) * a->chunk,
+                         (block - blocks) % whole};
+}
+
 template <int ROWS> static __device__ struct job find_job(const struct view *a, int size)
 {
+    const struct span s = find_span<ROWS>(a, a->pos[0], (int)(gridDim.y - 1 - blockIdx.y));
     struct job j;
     j.kv_head = (int)blockIdx.x;
-    j.first = (int)(gridDim.y - 1 - blockIdx.y) * ROWS;
-    j.pairs = a->n * a->group;
-    j.start = a->pos[0];
+    j.first = s.first * a->group + s.block * ROWS;
+    j.pairs = (s.first + s.count) * a->group;
+    j.start = a->pos[0] - s.origin;
     j.last = j.start + (min(j.first + ROWS, j.pairs) - 1) / a->group;
     j.clear = j.start + j.first / a->group;
     const size_t cells = ((size_t)a->slot[0] * (size_t)a->kv_heads + (size_t)j.kv_head) * (size_t)a->cap;
-    j.cells = cells * (size_t)(a->dim * size);
+    j.cells = (cells + (size_t)s.origin) * (size_t)(a->dim * size);
     return j;
 }
 
@@ -351,6 +388,8 @@ static __global__ void __launch_bounds__(THREADS, DIM <= 128 ? 2 : 1)
     if (threadIdx.x == 0)
         sh->job = find_job<block::ROWS>(&a, FP8 ? 1 : 2);
     __syncthreads();
+    if (sh->job.first >= sh->job.pairs)
+        return;
     request_tile(sh, &a, 0);
     load_queries<DIM, block::ROWS>(sh->q, &a, &sh->job);
 #pragma unroll
@@ -380,8 +419,10 @@ static __global__ void __launch_bounds__(THREADS, DIM <= 128 ? 2 : 1)
 
 template <int DIM, bool FP8> static int run(const struct view *a, void *stream)
 {
-    const int pairs = a->n * a->group, rows = shared<DIM, FP8>::ROWS;
-    const struct launch l = {.grid = dim3((unsigned)a->kv_heads, (unsigned)((pairs + rows - 1) / rows)),
+    /* each of the chunks adds less than a block to what their pairs fill */
+    const int more = a->chunk > 0 ? (a->n - 1) / a->chunk + 1 : 0,
+              blocks = blocks_of(a->n * a->group, shared<DIM, FP8>::ROWS) + more;
+    const struct launch l = {.grid = dim3((unsigned)a->kv_heads, (unsigned)blocks),
                              .block = THREADS,
                              .shared = sizeof(struct shared<DIM, FP8>),
                              .stream = stream};
@@ -414,7 +455,8 @@ KERN_API int attention_bulk_cuda(const struct attention *a, void *stream)
                               a->heads / kv->kv_heads,
                               kv->head_dim,
                               kv->cap,
-                              a->scale * 1.44269504f};
+                              a->scale * 1.44269504f,
+                              a->chunk < a->reach ? a->chunk : 0};
     if (view.n == 0)
         return 0;
     return kv->form == KV_FP8 ? run_dim<true>(&view, stream) : run_dim<false>(&view, stream);

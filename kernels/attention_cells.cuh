@@ -29,6 +29,7 @@ struct view {
     int rows;     /* a tile of a cluster's */
     int log_size; /* of the cluster's blocks */
     bool inbox;   /* a cluster's results fit the shared memory of whoever folds them */
+    int period;   /* struct attention's chunk if rows may be past the first of them, or 0 */
 };
 
 /* Rows [first, first + count) over the positions up to `last`; several rows share a job where their cells are

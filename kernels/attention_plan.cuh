@@ -1,5 +1,9 @@
 /* attention_plan: how the positions of a tile of rows are cut into jobs for teams, and where a job's result
- * is found again. All of it follows from the rows' arrays, which every team reads for itself. */
+ * is found again. All of it follows from the rows' arrays, which every team reads for itself.
+ *
+ * Of a model that attends in chunks (struct attention) a row sees the positions from its `origin` on, a
+ * multiple of `period`. The plan's own chunks are counted from there, so that none holds a position which a
+ * row is past seeing; rows of different origins share no job. */
 #ifndef KERNELS_ATTENTION_PLAN_CUH
 #define KERNELS_ATTENTION_PLAN_CUH
 #include "kernels/attention_cells.cuh"
@@ -12,7 +16,7 @@ enum {
 }; /* chunks of BLOCK, then MIDDLE, then LONG positions */
 enum { SHORTS = SHORT_END / BLOCK, MIDDLES = (MIDDLE_END - SHORT_END) / MIDDLE };
 
-static __host__ __device__ int chunk_begin(int chunk)
+static __host__ __device__ int chunk_begin(int chunk) /* positions count from the origin, here and below */
 {
     if (chunk <= SHORTS)
         return chunk * BLOCK;
@@ -30,46 +34,56 @@ static __host__ __device__ int chunk_of(int position)
     return SHORTS + MIDDLES + (position - MIDDLE_END) / LONG;
 }
 
+/* Of a row at `position`. PERIODIC, here and below: a->period is not 0. */
+template <bool PERIODIC> static __device__ int origin_of(const struct view *a, int position)
+{
+    return PERIODIC ? attention_first(a->period, position) : 0;
+}
+
 /* Rows [first, first + count) and what they have in common; rows of nobody are left out. */
 struct tile {
     int first, count, slot, last; /* last: the furthest position of a row, -1: all rows are nobody's */
-    int common;                   /* up to here all rows see the same cells */
-    bool chain;                   /* one slot, and every row's cells are its positions */
+    int common;                   /* from the origin up to here all rows see the same cells */
+    bool chain;                   /* one slot and origin, and every row's cells are its positions */
     int shared;                   /* chunks whose cells are the same for all rows that see them */
     int jobs;                     /* see place_of */
+    int origin;                   /* of `last`, and of all rows where they share anything */
 };
 
 /* By a whole warp. Here and below loads do not depend on each other: each is a round trip to the L2. */
-static __device__ struct tile tile_of(const struct view *a, int first, int count)
+template <bool PERIODIC> static __device__ struct tile tile_of(const struct view *a, int first, int count)
 {
-    int low = INT_MAX, high = -1, common = INT_MAX, last = -1;
+    int low = INT_MAX, high = -1, common = INT_MAX, last = -1, oldest = INT_MAX, far = -1;
     bool chain = true;
 #pragma unroll 1
     for (int i = first + (int)threadIdx.x % 32; i < first + count; i += 32) {
         const int slot = row_int(a->slot + i), pos = row_int(a->pos + i), base = row_int(a->base + i);
+        const int origin = origin_of<PERIODIC>(a, pos);
         const bool live = slot >= 0;
         low = min(low, live ? slot : INT_MAX);
         high = max(high, slot);
         common = min(common, live ? min(base, pos + 1) : INT_MAX);
         last = max(last, live ? pos : -1);
+        oldest = min(oldest, live ? origin : INT_MAX);
+        far = max(far, live ? pos - origin : -1);
         chain = chain && (!live || base > pos);
     }
     const unsigned all = 0xffffffffu;
     const int slot = __reduce_max_sync(all, high);
-    const bool one = __reduce_min_sync(all, low) >= slot;
-    struct tile t = {first,
-                     count,
-                     slot,
-                     __reduce_max_sync(all, last),
-                     __reduce_min_sync(all, common),
-                     __all_sync(all, chain) && one,
-                     0,
-                     0};
+    bool one = __reduce_min_sync(all, low) >= slot;
+    struct tile t = {first, count, slot, __reduce_max_sync(all, last), __reduce_min_sync(all, common)};
+    if (PERIODIC) {
+        t.origin = origin_of<PERIODIC>(a, max(t.last, 0));
+        one = __reduce_min_sync(all, oldest) >= t.origin && one;
+        t.common = max(t.common, t.origin);
+    }
+    t.chain = __all_sync(all, chain) && one;
     if (!one)
-        t.common = 0;
+        t.common = t.origin;
     if (t.last >= 0) {
-        t.shared = t.chain ? chunk_of(t.last) + 1 : chunk_of(t.common);
-        t.jobs = t.shared + (chunk_of(t.last) + 1 - t.shared) * count;
+        const int chunks = chunk_of(PERIODIC ? __reduce_max_sync(all, far) : t.last) + 1;
+        t.shared = t.chain ? chunks : chunk_of(t.common - t.origin);
+        t.jobs = t.shared + (chunks - t.shared) * count;
     }
     return t;
 }
@@ -105,11 +119,12 @@ static __device__ struct place place_of(const struct tile *t, int i)
 }
 
 /* False: there is nothing to do, the row is nobody's or ends before the chunk. */
+template <bool PERIODIC>
 static __device__ bool job_at(const struct view *a, const struct tile *t, int kv_head, struct place at,
                               struct job *j)
 {
     *j = at.row < 0 ? job_shared(a, t, kv_head) : job_alone(a, at.row, kv_head);
-    return j->slot >= 0 && chunk_begin(at.chunk) <= j->last;
+    return j->slot >= 0 && origin_of<PERIODIC>(a, j->last) + chunk_begin(at.chunk) <= j->last;
 }
 
 /* Which cells the rows of this pass write, up to 64 of them: a lane has those of rows lane and lane + 32. */

@@ -128,16 +128,17 @@ static __global__ void __launch_bounds__(THREADS) swiglu_bulk_kernel(const bf16 
         to[e] = (bf16)swiglu_pair(g[e], u[e]);
 }
 
-static __global__ void __launch_bounds__(THREADS) quantise_bulk_kernel(bf16 *x, float *scale, int k)
+/* fixed 0: a scale of the row. */
+static __global__ void __launch_bounds__(THREADS) quantise_bulk_kernel(bf16 *x, float *scale, int k, float fixed)
 {
     float most = 0;
     launch_trigger();
     launch_wait();
     x += (size_t)blockIdx.x * (size_t)k;
-    for (int i = (int)threadIdx.x; i < k; i += THREADS)
+    for (int i = (int)threadIdx.x; i < k && !(fixed > 0); i += THREADS)
         most = fmaxf(most, fabsf(__uint_as_float((unsigned)x[i] << 16)));
     most = block_max(most);
-    const float by = most > 0 ? __fdiv_rn(most, FP8_MAX) : 1.0f;
+    const float by = fixed > 0 ? fixed : most > 0 ? __fdiv_rn(most, FP8_MAX) : 1.0f;
     for (int i = (int)threadIdx.x; i < k; i += THREADS) {
         const uint8_t number = fp8_from_f32(__fdiv_rn(__uint_as_float((unsigned)x[i] << 16), by));
         x[i] = (bf16)pack(__fmul_rn(fp8_to_f32(number), by), 0);
@@ -168,5 +169,5 @@ KERN_API int quantise_bulk_cuda(const struct quantise *a, void *stream)
     const struct launch l = {.grid = (unsigned)a->rows, .block = THREADS, .stream = stream};
     if (a->rows == 0)
         return 0;
-    return launch_kernel(&l, quantise_bulk_kernel, (bf16 *)a->x, a->scale, a->k);
+    return launch_kernel(&l, quantise_bulk_kernel, (bf16 *)a->x, a->scale, a->k, a->fixed);
 }

@@ -4,8 +4,11 @@
  *          part 0 is the shared expert, part u the u-th chosen one in rising order; parts that are not there
  *          exit at once
  *          moe_down: grid [tiles of 16 outputs], 8 warps, all experts of a row in rising order
- *          where activations are rounded, quantise.cu before both products; in bulk to_fragments ahead of each
- *          64 rows and the norm behind all of them
+ *          where activations are rounded, quantise.cu before both products, and moe_round.cu where routed
+ *          experts have static scales; in bulk to_fragments ahead of each 64 rows and the norm behind all of them
+ *
+ * forms    each kernel is made for the weights of the shared expert and for those of the others: both F16 acts
+ *          where all are FP8, BF16 acts elsewhere, for which FP8 weights are widened to BF16
  *
  * order    K in loads of 16 bytes a lane, dealt in turn to the 8 slices; a slice adds
  * its loads in order, then slices are added in order. A column of the product sees its row alone, so neither
@@ -18,8 +21,38 @@
  * roof     memory: 5 experts of 10.5 and 5.2 MB (5120 x 1024, FP8) are 79 MB, 25 us at 3.1 TB/s */
 #include "kernels/bulk.h"
 #include "kernels/moe_parts.cuh"
+#include "kernels/moe_round.cuh"
 
 enum { CONVERT_THREADS = 256, BATCH = 8, WORD = 32 };
+
+/* Weights in FP8 beside others in BF16: widened to BF16, which holds them as exactly as F16 does, so that one
+ * act in BF16 serves both. */
+enum { FORM_WIDENED = 2 };
+
+/* Of two E4M3 in F16. */
+__device__ static uint32_t bf16_pair(uint32_t pair)
+{
+    const __nv_bfloat162 v = __float22bfloat162_rn(__half22float2(*(const __half2 *)&pair));
+    return *(const uint32_t *)&v;
+}
+
+template <> __device__ inline uint4 fragment<FORM_WIDENED>(uint4 w, int half)
+{
+    const uint4 v = fragment<MATRIX_FP8>(w, half);
+    return make_uint4(bf16_pair(v.x), bf16_pair(v.y), bf16_pair(v.z), bf16_pair(v.w));
+}
+
+template <> __device__ inline void mma<FORM_WIDENED>(float4 *c, uint4 a, uint2 b)
+{
+    mma<MATRIX_BF16>(c, a, b);
+}
+
+/* The constants of a product with weights of form F, DEPTH loads of them in flight. */
+template <int F, int DEPTH>
+struct moe_shape
+    : gemm_shape<F == MATRIX_BF16 ? MATRIX_BF16 : MATRIX_FP8, 1, 1, OCTET, 1, DEPTH, F == MATRIX_BF16 ? 4 : 2, 3> {
+    enum { FORM = F };
+};
 
 /* Where the matrices of a kind are; [0] the shared one, then the routed. */
 struct moe_weights {
@@ -29,15 +62,16 @@ struct moe_weights {
 
 struct moe_args {
     struct moe_weights of;
-    struct gemm_args product; /* w, scale, x, square, row_scale not set */
-    const uint2 *x[2];      /* of the shared expert, of the routed ones */
-    void *y[2];             /* likewise, of gate_up */
+    struct gemm_args product; /* w, loads, scale, x, square, row_scale not set */
+    const uint2 *x[2];        /* of the shared expert, of the routed ones */
+    void *y[2];               /* likewise, of gate_up */
     const float *row_scale[2]; /* NULL: none */
-    const float *square;
+    const float *square[2];
     const int *expert;
     const float *score;
     int experts, top_k;
     int partial; /* of down: y's old numbers are not read */
+    int apart; /* gate_up: a choice has a row of x[1] of its own, with its score in it */
 };
 
 /* The experts that rows [first, first + rows) chose, in rising order; all threads of the block come here, after
@@ -88,18 +122,19 @@ __device__ static const uint2 *column(const uint2 *x, int row, int steps)
            threadIdx.x % LANES / 4 * 4;
 }
 
-__device__ static struct gemm_args product_of(const struct moe_args &a, int which)
+template <class S> __device__ static struct gemm_args product_of(const struct moe_args &a, int which)
 {
     struct gemm_args p = a.product;
+    p.loads = (p.steps + S::STEPS - 1) / S::STEPS;
     p.w = a.of.w[which];
     p.scale = a.of.scale[which];
     p.square = p.row_scale = NULL;
     return p;
 }
 
-/* The rows of a part: for the shared expert all, for another those that chose it. */
+/* The rows that chose an expert, and where each stands in x. */
 struct members {
-    int n, row[ROW_BLOCK], choice[ROW_BLOCK];
+    int n, row[ROW_BLOCK], choice[ROW_BLOCK], at[ROW_BLOCK];
 };
 
 __device__ static void members_find(struct members *to, const struct moe_args &a, int e, int rows)
@@ -113,6 +148,7 @@ __device__ static void members_find(struct members *to, const struct moe_args &a
             if (choice >= 0) {
                 to->row[place] = r;
                 to->choice[place] = choice;
+                to->at[place] = a.apart ? choice : r;
             }
             n += __popc(with);
         }
@@ -147,10 +183,11 @@ __device__ static void gate_up_end(const struct moe_args &a, const struct gemm_a
     }
 }
 
-template <int F>
+template <int SHARED, int ROUTED>
 static __global__ void __launch_bounds__(OCTET *LANES, 3) moe_gate_up(const __grid_constant__ struct moe_args a)
 {
-    typedef gemm_shape<F, 1, 1, OCTET, 1, 8, F == MATRIX_FP8 ? 2 : 4, 3> S;
+    typedef moe_shape<SHARED, 8> S;
+    typedef moe_shape<ROUTED, 8> R;
     launch_trigger();
     __shared__ float4 sums[OCTET * LANES];
     __shared__ struct chosen chosen;
@@ -169,20 +206,26 @@ static __global__ void __launch_bounds__(OCTET *LANES, 3) moe_gate_up(const __gr
         members_find(&members, a, which - 1, rows);
         n = members.n;
     }
-    struct gemm_args p = product_of(a, which);
+    const int as_routed = SHARED == ROUTED || part;
+    struct gemm_args p = as_routed ? product_of<R>(a, which) : product_of<S>(a, which);
     for (int first = 0; first < n; first += ACT_ROWS) {
         const int col = first + lane / 4, mine = first + warp;
         float4 sum[1][1] = {};
-        p.x = column(a.x[0], col >= n ? 0 : part ? members.row[col] : col, p.steps);
+        p.x = column(a.x[part], col >= n ? 0 : part ? members.at[col] : col, p.steps);
         p.rows = n - first;
-        slice_sums<S>(p, blockIdx.x, warp, 0, NULL, sum, [] {});
+        if (as_routed)
+            slice_sums<R>(p, blockIdx.x, warp, 0, NULL, sum, [] {});
+        else
+            slice_sums<S>(p, blockIdx.x, warp, 0, NULL, sum, [] {});
         sums[warp * LANES + lane] = sum[0][0];
         if (mine < n) {
             const int row = part ? members.row[mine] : mine, choice = part ? members.choice[mine] : mine;
-            const float by = inverse_rms(a.square, row, p.steps, p.k, p.eps);
+            const float by = inverse_rms(a.square[part], row, p.steps, p.k, p.eps);
             if (lane == 0) {
+                const float *scale = a.row_scale[part];
                 act_row[warp] = choice;
-                factor[warp] = {by, a.row_scale[0] ? a.row_scale[0][row] : 1.0f, part ? a.score[choice] : 1.0f};
+                factor[warp] = {by, scale ? scale[part ? members.at[mine] : mine] : 1.0f,
+                                part && !a.apart ? a.score[choice] : 1.0f};
             }
         }
         __syncthreads();
@@ -206,7 +249,7 @@ __device__ static void down_sums(const struct moe_args &a, int which, int first,
 {
     const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES, r = first + lane / 4;
     const int there = r < a.product.rows;
-    struct gemm_args p = product_of(a, which);
+    struct gemm_args p = product_of<S>(a, which);
     float4 sum[1][1] = {};
     const int row = !there ? -1 : which ? choice_of(a, r, which - 1) : r;
     p.x = column(a.x[which > 0], row < 0 ? 0 : row, p.steps);
@@ -271,11 +314,11 @@ __device__ static void down_end(const struct moe_args &a, int first, const float
         end_sums(p, needs, &s);
 }
 
-template <int F>
+template <int SHARED, int ROUTED>
 static __global__ void __launch_bounds__(OCTET *LANES, 3) moe_down(const __grid_constant__ struct moe_args a)
 {
-    enum { FP8 = F == MATRIX_FP8 };
-    typedef gemm_shape<F, 1, 1, OCTET, 1, FP8 ? 4 : 8, FP8 ? 2 : 4, 3> S;
+    typedef moe_shape<SHARED, SHARED == MATRIX_BF16 ? 8 : 4> S;
+    typedef moe_shape<ROUTED, ROUTED == MATRIX_BF16 ? 8 : 4> R;
     launch_trigger();
     extern __shared__ float4 room[];
     __shared__ struct chosen chosen;
@@ -296,7 +339,7 @@ static __global__ void __launch_bounds__(OCTET *LANES, 3) moe_down(const __grid_
             const int n = min(chosen.n + 1 - done, (int)BATCH);
             for (int i = 0; i < n; i++)
                 if (done + i > 0)
-                    down_sums<S>(a, 1 + chosen.list[done + i - 1], first, b, i);
+                    down_sums<R>(a, 1 + chosen.list[done + i - 1], first, b, i);
             __syncthreads();
             if (warp < n)
                 down_meet(a, first, b, warp);
@@ -320,24 +363,17 @@ static size_t act_rows_bytes(int rows, int k)
     return lines((size_t)((rows + ACT_ROWS - 1) / ACT_ROWS) * act_tile(k) * sizeof(uint16_t));
 }
 
-/* Scratch: acts between the products and the scales of all that is rounded. */
-struct moe_room {
-    char *x, *h[2]; /* x: of a block of a bulk pass */
-    float *scale[3]; /* of x, of h[0], of h[1] */
-    size_t bytes;
-};
-
 static struct moe_room room_of(void *scratch, int rows, int hidden, int ffn, int top_k)
 {
     const size_t factors = lines((size_t)rows * sizeof(float));
     struct moe_room m = {};
     char *at = (char *)scratch;
     m.x = at, at += act_rows_bytes(rows, hidden);
+    m.rounded = at, at += act_rows_bytes(rows * top_k, hidden);
     m.h[0] = at, at += act_rows_bytes(rows, ffn);
     m.h[1] = at, at += act_rows_bytes(rows * top_k, ffn);
     m.scale[0] = (float *)at, at += factors;
-    m.scale[1] = (float *)at, at += factors;
-    m.scale[2] = (float *)at, at += factors * (size_t)top_k;
+    m.scale[1] = (float *)at, at += factors * (size_t)top_k;
     m.bytes = (size_t)(at - (char *)scratch);
     return m;
 }
@@ -356,46 +392,49 @@ static void weights_of(struct moe_weights *to, const struct matrix *shared, cons
     }
 }
 
-static int round_act(void *x, float *scale, int rows, int k, void *stream)
+static struct moe_forms forms_of(const struct moe *a, const struct matrix *shared, const struct matrix *routed)
 {
-    struct quantise q = {};
-    q.x = x;
-    q.scale = scale;
-    q.rows = rows;
-    q.k = k;
-    q.form = ACT_F16;
-    return quantise_cuda(&q, stream);
+    struct moe_forms f = {{shared->form, routed->form}, moe_act_form(shared, routed), {}, a->round == ROUND_STATIC};
+    for (int i = 0; i < 2; i++)
+        f.rounds[i] = a->round && f.w[i] == MATRIX_FP8;
+    return f;
 }
 
-static int launch_gate_up(const struct moe *a, const struct moe_room *m, int rounds, void *stream)
+static int launch_gate_up(const struct moe *a, const struct moe_room *m, const struct moe_forms *forms, void *stream)
 {
-    const struct matrix *w = a->shared.gate_up;
     const int pairs = a->rows * a->top_k, most = pairs < a->experts ? pairs : a->experts;
+    const int mixed = forms->rounds[0] != forms->rounds[1];
     struct moe_args p = {};
-    weights_of(&p.of, w, a->gate_up, a->experts);
-    p.product = gemm_args_of(w, a->rows);
+    p.apart = forms->fixed && forms->rounds[1];
+    weights_of(&p.of, a->shared.gate_up, a->gate_up, a->experts);
+    p.product = gemm_args_of(a->shared.gate_up, a->rows);
     p.product.eps = a->eps;
     p.product.epilogue = EPILOGUE_SWIGLU;
-    p.product.y_form = a->shared.down->form == MATRIX_FP8 ? ACT_F16 : ACT_BF16;
-    p.x[0] = p.x[1] = (const uint2 *)a->x;
-    p.y[0] = m->h[0], p.y[1] = m->h[1];
-    p.row_scale[0] = p.row_scale[1] = rounds ? m->scale[0] : NULL;
-    p.square = a->square;
+    p.product.y_form = moe_act_form(a->shared.down, a->down);
+    for (int i = 0; i < 2; i++) {
+        const int apart = i && p.apart;
+        p.x[i] = (const uint2 *)(apart || (mixed && forms->rounds[i]) ? m->rounded : a->x);
+        p.y[i] = m->h[i];
+        p.row_scale[i] = forms->rounds[i] ? m->scale[apart] : NULL;
+        p.square[i] = forms->fixed && forms->rounds[i] ? NULL : a->square;
+    }
     p.expert = a->expert, p.score = a->score;
     p.experts = a->experts, p.top_k = a->top_k;
     const struct launch l = {.grid = dim3((unsigned)p.product.tiles, 1, (unsigned)(1 + most)),
                              .block = dim3(OCTET * LANES),
                              .stream = stream};
-    return w->form == MATRIX_FP8 ? launch_kernel(&l, moe_gate_up<MATRIX_FP8>, p)
-                                 : launch_kernel(&l, moe_gate_up<MATRIX_BF16>, p);
+    if (forms->w[0] != forms->w[1])
+        return forms->w[0] == MATRIX_FP8 ? launch_kernel(&l, moe_gate_up<FORM_WIDENED, MATRIX_BF16>, p)
+                                         : launch_kernel(&l, moe_gate_up<MATRIX_BF16, FORM_WIDENED>, p);
+    return forms->w[0] == MATRIX_FP8 ? launch_kernel(&l, moe_gate_up<MATRIX_FP8, MATRIX_FP8>, p)
+                                     : launch_kernel(&l, moe_gate_up<MATRIX_BF16, MATRIX_BF16>, p);
 }
 
-static int launch_down(const struct moe *a, const struct moe_room *m, int rounds, void *stream)
+static int launch_down(const struct moe *a, const struct moe_room *m, const struct moe_forms *forms, void *stream)
 {
-    const struct matrix *w = a->shared.down;
     struct moe_args p = {};
-    weights_of(&p.of, w, a->down, a->experts);
-    p.product = gemm_args_of(w, a->rows);
+    weights_of(&p.of, a->shared.down, a->down, a->experts);
+    p.product = gemm_args_of(a->shared.down, a->rows);
     p.product.epilogue = EPILOGUE_RESIDUAL;
     p.product.y = a->y;
     p.product.y_form = a->norm.y.form;
@@ -404,7 +443,7 @@ static int launch_down(const struct moe *a, const struct moe_room *m, int rounds
     p.product.normed_square = a->norm.y.square;
     for (int i = 0; i < 2; i++) {
         p.x[i] = (const uint2 *)m->h[i];
-        p.row_scale[i] = rounds ? m->scale[1 + i] : NULL;
+        p.row_scale[i] = forms->rounds[i] ? m->scale[i] : NULL;
     }
     p.expert = a->expert, p.score = a->score;
     p.experts = a->experts, p.top_k = a->top_k, p.partial = a->partial;
@@ -412,27 +451,26 @@ static int launch_down(const struct moe *a, const struct moe_room *m, int rounds
                              .block = dim3(OCTET * LANES),
                              .shared = sizeof(struct down_batch),
                              .stream = stream};
-    return w->form == MATRIX_FP8 ? launch_kernel(&l, moe_down<MATRIX_FP8>, p)
-                                 : launch_kernel(&l, moe_down<MATRIX_BF16>, p);
+    if (forms->w[0] != forms->w[1])
+        return forms->w[0] == MATRIX_FP8 ? launch_kernel(&l, moe_down<FORM_WIDENED, MATRIX_BF16>, p)
+                                         : launch_kernel(&l, moe_down<MATRIX_BF16, FORM_WIDENED>, p);
+    return forms->w[0] == MATRIX_FP8 ? launch_kernel(&l, moe_down<MATRIX_FP8, MATRIX_FP8>, p)
+                                     : launch_kernel(&l, moe_down<MATRIX_BF16, MATRIX_BF16>, p);
 }
 
 /* At most ROW_BLOCK rows. */
 static int launch_block(const struct moe *a, void *stream)
 {
-    const int hidden = a->shared.gate_up->k, ffn = a->shared.down->k;
-    const struct moe_room m = room_of(a->scratch, a->rows, hidden, ffn, a->top_k);
-    const int rounds[2] = {a->round && a->shared.gate_up->form == MATRIX_FP8,
-                           a->round && a->shared.down->form == MATRIX_FP8};
-    int rc = 0;
-    if (rounds[0])
-        rc = round_act((void *)a->x, m.scale[0], a->rows, hidden, stream);
+    const struct moe_room m =
+        room_of(a->scratch, a->rows, a->shared.gate_up->k, a->shared.down->k, a->top_k);
+    const struct moe_forms gate_up = forms_of(a, a->shared.gate_up, a->gate_up),
+                           down = forms_of(a, a->shared.down, a->down);
+    int rc = moe_round_input(a, &m, &gate_up, stream);
     if (!rc)
-        rc = launch_gate_up(a, &m, rounds[0], stream);
-    if (!rc && rounds[1])
-        rc = round_act(m.h[0], m.scale[1], a->rows, ffn, stream);
-    if (!rc && rounds[1])
-        rc = round_act(m.h[1], m.scale[2], a->rows * a->top_k, ffn, stream);
-    return rc ? rc : launch_down(a, &m, rounds[1], stream);
+        rc = launch_gate_up(a, &m, &gate_up, stream);
+    if (!rc)
+        rc = moe_round_hidden(a, &m, &down, stream);
+    return rc ? rc : launch_down(a, &m, &down, stream);
 }
 
 /* Row-major BF16 to an act's order and form, a word of four numbers a thread. */
@@ -493,7 +531,7 @@ static struct moe block_of(const struct moe *a, int first, int rows)
 KERN_API int moe_cuda(const struct moe *a, void *stream)
 {
     const int hidden = a->shared.gate_up->k;
-    const enum act_form form = a->shared.gate_up->form == MATRIX_FP8 ? ACT_F16 : ACT_BF16;
+    const enum act_form form = moe_act_form(a->shared.gate_up, a->gate_up);
     for (int first = 0; first < a->rows; first += ROW_BLOCK) {
         const int left = a->rows - first, rows = left < ROW_BLOCK ? left : ROW_BLOCK;
         struct moe b = block_of(a, first, rows);

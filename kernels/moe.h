@@ -12,12 +12,13 @@
  *          shared.down, down[e] [hidden, ffn]; norm.x is y, norm.y.act may be x
  *          partial: y = 0 first, and norm is not read
  * math     products as gemm and swiglu, f32; the score multiplies what gate_up gives, which is the product with score * x rounded once
- *          at its end. The shared expert is added to y first, then a row's experts in rising order: a row's bits depend on the row, its
+ *          at its end, but score * x itself where that is rounded by a static scale. The shared expert is added to y first, then a row's experts in rising order: a row's bits depend on the row, its
  *          experts and the weights alone, never on what other rows choose.
  * moves    each distinct expert's weights once, for all rows that chose it; CUDA: from memory, see kernels/moe.cu */
 #ifndef KERNELS_MOE_H
 #define KERNELS_MOE_H
 #include "kernels/gemm.h"
+#include "kernels/quantise.h"
 
 struct route {
     struct gemm product;
@@ -25,7 +26,7 @@ struct route {
     int *expert;
     float *score;
     int top_k;
-    enum act_form x_form; /* CUDA: of product.x, which experts of either form multiply too */
+    enum act_form x_form; /* CUDA: of product.x, see moe_act_form */
 };
 
 /* Weights of one expert. */
@@ -43,13 +44,19 @@ struct moe {
     const float *score;
     struct rmsnorm norm;
     int rows, experts, top_k, threads;
-    int round; /* 1: what an FP8 matrix multiplies goes through quantise first */
+    enum rounding round; /* what an FP8 matrix multiplies goes through quantise first; static: by the matrix's input_scale */
     int bulk;
     int partial; /* 1: y = the sum, whatever y held, and no norm: a rank's term of struct reduce */
     float eps;
     float *gemm;   /* what gemm.scratch needs for any of these matrices */
     void *scratch; /* moe_scratch bytes, 64-byte aligned, borrowed */
 };
+
+/* CUDA: of what a shared and a routed matrix multiply both, acts in F16 only where both are FP8. */
+KERN_FN enum act_form moe_act_form(const struct matrix *shared, const struct matrix *routed)
+{
+    return shared->form == MATRIX_FP8 && routed->form == MATRIX_FP8 ? ACT_F16 : ACT_BF16;
+}
 
 /* Bytes of the CPU's scratch: of moe_ref and of every instruction set. */
 size_t moe_scratch(int rows, int hidden, int ffn);

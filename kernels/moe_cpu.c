@@ -90,13 +90,37 @@ static int find_rows(const struct moe *a, int e, const struct room *m)
     return n;
 }
 
-/* a->round where the matrix is FP8; returns the factors of the rows that are left, or NULL. */
-static const float *round_rows(const struct moe *a, const struct matrix *w, float *x, int rows, float *scale)
+static int rounds(const struct moe *a, const struct matrix *w)
 {
-    if (!a->round || w->form != MATRIX_FP8)
-        return NULL;
-    quantise_ref(&(struct quantise){.x = x, .scale = scale, .rows = rows, .k = w->k, .threads = a->threads});
-    return scale;
+    return a->round && w->form == MATRIX_FP8;
+}
+
+/* Leaves the factors of the rows in scale. */
+static void round_rows(const struct moe *a, const struct matrix *w, float *x, int rows, float *scale)
+{
+    quantise_ref(&(struct quantise){.x = x,
+                                    .scale = scale,
+                                    .rows = rows,
+                                    .k = w->k,
+                                    .threads = a->threads,
+                                    .fixed = a->round == ROUND_STATIC ? w->input_scale : 0});
+}
+
+/* The n gathered rows as the first product reads them: their scores go into them before a static scale, else
+ * stay factors. */
+static void round_inputs(const struct moe *a, const struct matrix *w, const struct room *m, int n)
+{
+    const size_t hidden = (size_t)w->k;
+    if (!rounds(a, w))
+        return;
+    for (size_t i = 0; a->round == ROUND_STATIC && i < (size_t)n; i++) {
+        for (size_t j = 0; j < hidden; j++)
+            m->x[i * hidden + j] *= m->score[i];
+        m->score[i] = 1;
+    }
+    round_rows(a, w, m->x, n, m->scale);
+    for (int i = 0; i < n; i++)
+        m->score[i] *= m->scale[i];
 }
 
 static struct gemm product(const struct moe *a, const struct matrix *w, const float *x, float *y, int rows)
@@ -112,12 +136,13 @@ static void run_expert(const struct moe *a, struct expert e, const struct room *
         memcpy(m->x + (size_t)i * hidden, (const float *)a->x + (size_t)m->row[i] * hidden,
                hidden * sizeof(float));
     struct gemm gate_up = product(a, e.gate_up, m->x, m->h, n), down = product(a, e.down, m->h, m->out, n);
-    const float *scale = round_rows(a, e.gate_up, m->x, n, m->scale);
-    for (int i = 0; scale && i < n; i++)
-        m->score[i] *= scale[i];
+    round_inputs(a, e.gate_up, m, n);
     gate_up.row_scale = m->score;
     KERN_NAME(swiglu)(&gate_up);
-    down.row_scale = round_rows(a, e.down, m->h, n, m->scale);
+    if (rounds(a, e.down)) {
+        round_rows(a, e.down, m->h, n, m->scale);
+        down.row_scale = m->scale;
+    }
     KERN_NAME(gemm)(&down);
     for (int i = 0; i < n; i++)
         for (size_t j = 0; j < hidden; j++)

@@ -41,11 +41,17 @@ void route_ref(const struct route *a)
     }
 }
 
-static void round_row(const struct moe *a, const struct matrix *w, float *x, float *scale)
+/* Multiplied by `by`: after the product, in *scale, or before a static scale. */
+static void round_row(const struct moe *a, const struct matrix *w, float by, float *x, float *scale)
 {
+    const int rounds = a->round && w->form == MATRIX_FP8, fixed = rounds && a->round == ROUND_STATIC;
+    for (int i = 0; fixed && i < w->k; i++)
+        x[i] *= by;
     *scale = 1;
-    if (a->round && w->form == MATRIX_FP8)
-        quantise_ref(&(struct quantise){.x = x, .scale = scale, .rows = 1, .k = w->k});
+    if (rounds)
+        quantise_ref(&(struct quantise){
+            .x = x, .scale = scale, .rows = 1, .k = w->k, .fixed = fixed ? w->input_scale : 0});
+    *scale *= fixed ? 1 : by;
 }
 
 /* Add what one expert gives for row r. */
@@ -54,10 +60,9 @@ static void add_expert(const struct moe *a, struct expert e, int r, float score)
     const int hidden = e.gate_up->k;
     float *x = a->scratch, *h = x + hidden, scale;
     memcpy(x, (const float *)a->x + (size_t)r * (size_t)hidden, (size_t)hidden * sizeof *x);
-    round_row(a, e.gate_up, x, &scale);
-    scale *= score;
+    round_row(a, e.gate_up, score, x, &scale);
     swiglu_ref(&(struct gemm){.w = e.gate_up, .x = x, .y = h, .rows = 1, .row_scale = &scale});
-    round_row(a, e.down, h, &scale);
+    round_row(a, e.down, 1, h, &scale);
     gemm_ref(&(struct gemm){.w = e.down,
                             .x = h,
                             .y = a->y + (size_t)r * (size_t)e.down->n,

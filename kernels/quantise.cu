@@ -1,32 +1,23 @@
-/* quantise: a block a row. A thread takes the four inputs of an act's lane, which are one word of 8 bytes; up
- * to 16384 inputs the row stays in registers between the maximum and the rounding, beyond it is read twice.
+/* quantise: a block a row. A thread takes the four inputs of an act's lane. With a scale of its own up to 16384
+ * inputs the row stays in registers between the maximum and the rounding, beyond it is read twice; with a fixed
+ * scale each warp adds the row's squares for itself.
  * launch   grid rows, block 32..512 by k alone, shared 64 B
  * moves    4 rows k bytes
  * roof     none that matters: 8 rows of 14336 are 0.5 MB, the chain load, maximum, store is the cost */
-#include "kernels/act.h"
+#include "kernels/quantise.cuh"
 #include "kernels/cuda.h"
-#include "kernels/fp8.h"
 #include "kernels/launch.cuh"
-#include <cuda_fp16.h>
 
 enum { MAX_THREADS = 512, KEEP = 8 };
 
-static __device__ float2 floats(uint32_t pair)
-{
-    return __half22float2(*(const __half2 *)&pair);
-}
-
-static __device__ float largest(float most, uint2 v)
-{
-    const float2 a = floats(v.x), b = floats(v.y);
-    return fmaxf(most, fmaxf(fmaxf(fabsf(a.x), fabsf(a.y)), fmaxf(fabsf(b.x), fabsf(b.y))));
-}
-
-/* Quad q stands in lane q % 4 of the row's four, of step q / 4: a step is 32 words. */
-static __device__ uint2 *word(uint2 *words, int quad)
-{
-    return words + (size_t)(quad / 4) * 32 + (size_t)(quad % 4);
-}
+struct quantise_args {
+    const uint16_t *from; /* may be x */
+    uint16_t *x;
+    float *scale;
+    const float *square;
+    int k;
+    float fixed, eps;
+};
 
 /* Over the block, in every thread. */
 static __device__ float block_largest(float v)
@@ -42,49 +33,57 @@ static __device__ float block_largest(float v)
     return v;
 }
 
-/* The E4M3 nearest to x / scale, as F16, which holds it exactly. */
-static __device__ uint32_t rounded(uint32_t pair, float scale)
+template <int F> static __device__ uint2 rounded(uint2 v, float scale)
 {
-    const float2 x = floats(pair);
-    uint16_t codes;
-    uint32_t wide;
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;"
-        : "=h"(codes)
-        : "f"(__fdiv_rn(x.y, scale)), "f"(__fdiv_rn(x.x, scale)));
-    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(wide) : "h"(codes));
-    return wide;
+    return make_uint2(quantise_pair<F>(quantise_floats<F>(v.x), scale),
+                      quantise_pair<F>(quantise_floats<F>(v.y), scale));
 }
 
-static __global__ void __launch_bounds__(MAX_THREADS) quantise_kernel(uint16_t *x, float *scale, int k)
+template <int F>
+static __global__ void __launch_bounds__(MAX_THREADS) quantise_kernel(const struct quantise_args a)
 {
-    const int quads = (k + ACT_STEP - 1) / ACT_STEP * 4, row = (int)blockIdx.x, threads = (int)blockDim.x;
+    const int quads = (a.k + ACT_STEP - 1) / ACT_STEP * 4, row = (int)blockIdx.x, threads = (int)blockDim.x;
     uint2 kept[KEEP];
     float most = 0;
     launch_trigger();
     launch_wait();
-    uint2 *words = (uint2 *)(x + act_at(row, 0, k));
+    const uint2 *from = (const uint2 *)(a.from + act_at(row, 0, a.k));
+    uint2 *to = (uint2 *)(a.x + act_at(row, 0, a.k));
 #pragma unroll
     for (int i = 0; i < KEEP; i++) {
         const int quad = (int)threadIdx.x + i * threads;
-        kept[i] = quad < quads ? *word(words, quad) : make_uint2(0, 0);
+        kept[i] = quad < quads ? from[quantise_word(quad)] : make_uint2(0, 0);
     }
 #pragma unroll
     for (int i = 0; i < KEEP; i++)
-        most = largest(most, kept[i]);
+        most = quantise_largest<F>(most, kept[i]);
     for (int quad = (int)threadIdx.x + KEEP * threads; quad < quads; quad += threads)
-        most = largest(most, *word(words, quad));
+        most = quantise_largest<F>(most, from[quantise_word(quad)]);
     most = block_largest(most);
-    const float by = most > 0 ? __fdiv_rn(most, FP8_MAX) : 1.0f;
+    const float by = quantise_scale(most);
     if (threadIdx.x == 0)
-        scale[row] = by;
+        a.scale[row] = by;
 #pragma unroll
     for (int i = 0; i < KEEP; i++) {
         const int quad = (int)threadIdx.x + i * threads;
         if (quad < quads)
-            *word(words, quad) = make_uint2(rounded(kept[i].x, by), rounded(kept[i].y, by));
+            to[quantise_word(quad)] = rounded<F>(kept[i], by);
     }
     for (int quad = (int)threadIdx.x + KEEP * threads; quad < quads; quad += threads)
-        *word(words, quad) = make_uint2(rounded(word(words, quad)->x, by), rounded(word(words, quad)->y, by));
+        to[quantise_word(quad)] = rounded<F>(from[quantise_word(quad)], by);
+}
+
+template <int F>
+static __global__ void __launch_bounds__(MAX_THREADS) quantise_fixed_kernel(const struct quantise_args a)
+{
+    const int row = (int)blockIdx.x, steps = (a.k + ACT_STEP - 1) / ACT_STEP;
+    const size_t at = act_at(row, 0, a.k);
+    launch_trigger();
+    launch_wait();
+    const float *square = a.square ? a.square + (size_t)row * (size_t)steps : NULL;
+    quantise_row<F>(a.from + at, a.x + at, a.k, quantise_short(square, steps, a.k, a.eps), a.fixed);
+    if (threadIdx.x == 0)
+        a.scale[row] = a.fixed;
 }
 
 KERN_API int quantise_cuda(const struct quantise *a, void *stream)
@@ -93,5 +92,17 @@ KERN_API int quantise_cuda(const struct quantise *a, void *stream)
     const struct launch l = {.grid = (unsigned)a->rows,
                              .block = (unsigned)(threads < MAX_THREADS ? threads : MAX_THREADS),
                              .stream = stream};
-    return launch_kernel(&l, quantise_kernel, (uint16_t *)a->x, a->scale, a->k);
+    struct quantise_args p = {};
+    p.from = (const uint16_t *)(a->from ? a->from : a->x);
+    p.x = (uint16_t *)a->x;
+    p.scale = a->scale;
+    p.square = a->square;
+    p.k = a->k;
+    p.fixed = a->fixed;
+    p.eps = a->eps;
+    if (a->fixed > 0)
+        return a->form == ACT_F16 ? launch_kernel(&l, quantise_fixed_kernel<ACT_F16>, p)
+                                  : launch_kernel(&l, quantise_fixed_kernel<ACT_BF16>, p);
+    return a->form == ACT_F16 ? launch_kernel(&l, quantise_kernel<ACT_F16>, p)
+                              : launch_kernel(&l, quantise_kernel<ACT_BF16>, p);
 }

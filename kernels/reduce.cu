@@ -1,7 +1,8 @@
 /* reduce: one shot, every rank sends its part to every other and sums all of them; or two, rank p sums slice p of
  * the columns and sends the sums on: 2 / world of the bytes and twice the way. Every slice has a vector, so what
  * inbox.cuh argues holds for the places of parts and of sums alike.
- * launch   blocks of 64..512 threads, a thread four columns at a time
+ * Few rows are rounded to FP8 in the same kernel: a row is a cluster of blocks, which share its largest number.
+ * launch   blocks of 64..512 threads, a thread four columns at a time; rounding: grid 4 rows, clusters of 4
  * math     see reduce.h; the norm as norm.cuh says
  * moves    12 rows n bytes here, rows n sizeof wire over the links for each other rank
  * roof     latency: launch, load, link, poll; the links only for messages past a megabyte */
@@ -9,7 +10,9 @@
 #include "kernels/bulk.h"
 #include "kernels/inbox.cuh"
 #include "kernels/norm.cuh"
+#include "kernels/quantise.cuh"
 
+enum { CLUSTER = 4 };             /* blocks of a row that is rounded */
 enum { MANY = 64 * RANKS };       /* vectors, so many that no slice is empty */
 #define SAVES ((size_t)768 << 10) /* bytes not sent that pay for a second crossing */
 
@@ -85,22 +88,33 @@ static __device__ uint32_t act_pair(float low, float high, enum act_form form)
     return (uint32_t)norm_act(low, form) | (uint32_t)norm_act(high, form) << 16;
 }
 
-/* y = old + s at vector v, and the norm's share of it. By whole warps, whose lanes hold vectors in a row. */
-static __device__ void finish(const struct piece &a, int v, float4 old, float4 s, const struct seat &at)
+/* y = old + s at vector v, its square, and the act's four numbers. By whole warps, whose lanes hold vectors
+ * in a row. */
+static __device__ uint2 add_up(const struct piece &a, int v, float4 old, float4 s, const struct seat &at)
 {
     const float4 y = add(old, s);
     store(a.y, v * 4, a.numbers, y);
     if (!a.act)
-        return;
+        return make_uint2(0, 0);
     const float square = step_square(y);
-    if (v >= a.vectors)
-        return;
-    uint32_t *to =
-        (uint32_t *)(a.act + act_at(at.row, at.column, a.n)); /* two columns on is a lane, two words, on */
-    to[0] = act_pair(__fmul_rn(y.x, at.gain.x), __fmul_rn(y.y, at.gain.y), a.form);
-    to[2] = act_pair(__fmul_rn(y.z, at.gain.z), __fmul_rn(y.w, at.gain.w), a.form);
-    if (at.column % ACT_STEP == 0)
+    if (v < a.vectors && at.column % ACT_STEP == 0)
         a.square[(size_t)at.row * (size_t)(a.n / ACT_STEP) + (size_t)(at.column / ACT_STEP)] = square;
+    return make_uint2(act_pair(__fmul_rn(y.x, at.gain.x), __fmul_rn(y.y, at.gain.y), a.form),
+                      act_pair(__fmul_rn(y.z, at.gain.z), __fmul_rn(y.w, at.gain.w), a.form));
+}
+
+static __device__ void store_act(const struct piece &a, int v, const struct seat &at, uint2 act)
+{
+    if (!a.act || v >= a.vectors)
+        return;
+    uint32_t *to = (uint32_t *)(a.act + act_at(at.row, at.column, a.n));
+    to[0] = act.x;
+    to[2] = act.y; /* two columns on is a lane, two words, on */
+}
+
+static __device__ void finish(const struct piece &a, int v, float4 old, float4 s, const struct seat &at)
+{
+    store_act(a, v, at, add_up(a, v, old, s, at));
 }
 
 /* Of all ranks' numbers in the order of ranks. */
@@ -160,6 +174,93 @@ static __global__ void __launch_bounds__(INBOX_THREADS) one_shot_kernel(struct p
         put_back<N>(box, w.room, taken, all);
     }
 }
+
+/* ---- quantised: a row is a cluster's ---- */
+
+/* Blocks of a cluster have all begun before one writes into the memory of another. Not the aligned form:
+ * lanes may come from polling one by one. */
+static __device__ void cluster_arrive(void)
+{
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+
+static __device__ void cluster_wait(void)
+{
+    asm volatile("barrier.cluster.wait;" ::: "memory");
+}
+
+static __device__ void cluster_sync(void)
+{
+    asm volatile("barrier.cluster.arrive.release;\n"
+                 "barrier.cluster.wait.acquire;" ::
+                     : "memory");
+}
+
+static __device__ void put_in_block(float *at, int block, float v)
+{
+    uint32_t to;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;"
+        : "=r"(to)
+        : "r"((uint32_t)__cvta_generic_to_shared(at)), "r"(block));
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(v) : "memory");
+}
+
+/* Over the cluster, in every thread. */
+static __device__ float cluster_largest(float v)
+{
+    __shared__ float part[INBOX_THREADS / 32], all[CLUSTER];
+    for (int mask = 16; mask > 0; mask /= 2)
+        v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, mask));
+    if (threadIdx.x % 32 == 0)
+        part[threadIdx.x / 32] = v;
+    __syncthreads();
+    cluster_wait();
+    if (threadIdx.x < CLUSTER) {
+        for (unsigned i = 0; i < blockDim.x / 32; i++)
+            v = fmaxf(v, part[i]);
+        put_in_block(&all[blockIdx.x % CLUSTER], (int)threadIdx.x, v);
+    }
+    cluster_sync();
+    v = 0;
+#pragma unroll
+    for (int i = 0; i < CLUSTER; i++)
+        v = fmaxf(v, all[i]);
+    return v;
+}
+
+/* One shot, a vector a thread, and the act rounded as quantise.cu does it. */
+template <class Word, int N>
+static __global__ void __launch_bounds__(INBOX_THREADS, 1)
+    quantised_kernel(struct piece a, struct reduce_way w, float *scale)
+{
+    const int each = a.n / 4, row = (int)blockIdx.x / CLUSTER,
+              j = (int)(blockIdx.x % CLUSTER * blockDim.x + threadIdx.x), there = j < each,
+              v = there ? row * each + j : a.vectors;
+    Word all[N], own;
+    if (w.early)
+        launch_trigger();
+    cluster_arrive();
+    const struct seat seat = seat_of(a, v);
+    launch_wait();
+    const float4 mine = load(a.part, v * 4, a.numbers), old = load(a.y, v * 4, a.numbers);
+    struct visit t = visit_open(w);
+    unsigned char *box = w.inbox + t.inbox + (size_t)v * sizeof(Word);
+    pack(mine, &own);
+    if (there && !t.lost)
+        send_all(w, t.inbox, v, own);
+    visit_count(w, t);
+    const unsigned taken = take<N>(w, box, w.room, 0, there ? others(w) : 0, all, &t);
+    const uint2 act = add_up(a, v, old, sum_ranks<N>(w, mine, all), seat);
+    const float by = quantise_scale(cluster_largest(quantise_largest<ACT_F16>(0, act)));
+    store_act(a, v, seat,
+              make_uint2(quantise_pair<ACT_F16>(quantise_floats<ACT_F16>(act.x), by),
+                         quantise_pair<ACT_F16>(quantise_floats<ACT_F16>(act.y), by)));
+    if (j == 0)
+        scale[row] = by;
+    put_back<N>(box, w.room, taken, all);
+}
+
+/* ---- two shots ---- */
 
 /* Vector j of those that other ranks sum, from the slice behind this rank's on. */
 static __device__ int foreign(const struct piece &a, int begin, int j)
@@ -243,6 +344,37 @@ static int launch_world(const struct piece *a, const struct reduce_way *w, enum 
                            : launch_shots<Word, RANKS>(a, w, path, l);
 }
 
+/* Where the row's largest number can be had within the kernel: its clusters find room beside whatever else
+ * runs, all at once, and it goes in one piece and one shot. */
+static int rounds_itself(const struct piece *a, const struct reduce_way *w, const struct reduce *r)
+{
+    const size_t word = r->wire == WIRE_BF16 ? sizeof(uint2) : sizeof(uint4);
+    return r->scale && a->act && w->early && a->form == ACT_F16 && a->numbers == r->rows * r->n &&
+           a->n <= 4 * CLUSTER * INBOX_THREADS && r->rows * CLUSTER <= w->blocks &&
+           !two_shots(w, r->path, a->vectors, word);
+}
+
+template <class Word>
+static int launch_quantised(const struct piece *a, const struct reduce_way *w, const struct reduce *r,
+                            void *stream)
+{
+    const int share = (a->n / 4 + CLUSTER - 1) / CLUSTER;
+    struct launch l = {};
+    l.grid = (unsigned)(r->rows * CLUSTER);
+    l.block = (unsigned)((share + 31) / 32 * 32);
+    l.cluster = CLUSTER;
+    l.stream = stream;
+    return w->world <= 2   ? launch_kernel(&l, quantised_kernel<Word, 2>, *a, *w, r->scale)
+           : w->world <= 4 ? launch_kernel(&l, quantised_kernel<Word, 4>, *a, *w, r->scale)
+                           : launch_kernel(&l, quantised_kernel<Word, RANKS>, *a, *w, r->scale);
+}
+
+static int quantise_behind(const struct reduce *a, void *stream)
+{
+    const struct quantise q = reduce_quantise(a);
+    return q.bulk ? quantise_bulk_cuda(&q, stream) : quantise_cuda(&q, stream);
+}
+
 /* A step of 16 columns lies in four neighbouring lanes only where rows are whole steps. */
 KERN_API int reduce_cuda(const struct reduce *a, const struct reduce_way *w, void *stream)
 {
@@ -264,21 +396,28 @@ KERN_API int reduce_cuda(const struct reduce *a, const struct reduce_way *w, voi
             (int)(numbers - at * 4 < (size_t)p.vectors * 4 ? numbers - at * 4 : (size_t)p.vectors * 4);
         p.each = ((p.vectors + w->world - 1) / w->world + 3) / 4 * 4;
         const struct launch l = inbox_launch(w, p.vectors, stream);
+        if (rounds_itself(&p, w, a))
+            return a->wire == WIRE_BF16 ? launch_quantised<uint2>(&p, w, a, stream)
+                                        : launch_quantised<uint4>(&p, w, a, stream);
         rc = a->wire == WIRE_BF16 ? launch_world<uint2>(&p, w, a->path, &l)
                                   : launch_world<uint4>(&p, w, a->path, &l);
     }
-    if (rc || fused || a->rows == 0)
-        return rc;
-    return a->norm.bulk ? rmsnorm_bulk_cuda(&a->norm, stream) : rmsnorm_cuda(&a->norm, stream);
+    if (rc == 0 && !fused && a->rows > 0)
+        rc = a->norm.bulk ? rmsnorm_bulk_cuda(&a->norm, stream) : rmsnorm_cuda(&a->norm, stream);
+    return rc == 0 && a->scale && a->rows > 0 ? quantise_behind(a, stream) : rc;
 }
 
 template <class Word, int N> static int load_shots(void)
 {
-    cudaFuncAttributes attributes;
-    const cudaError_t rc = cudaFuncGetAttributes(&attributes, (const void *)one_shot_kernel<Word, N>);
-    return (int)(rc == cudaSuccess
-                     ? cudaFuncGetAttributes(&attributes, (const void *)two_shot_kernel<Word, N>)
-                     : rc);
+    const void *const kernels[] = {(const void *)one_shot_kernel<Word, N>,
+                                   (const void *)two_shot_kernel<Word, N>,
+                                   (const void *)quantised_kernel<Word, N>};
+    cudaError_t rc = cudaSuccess;
+    for (int i = 0; i < 3 && rc == cudaSuccess; i++) {
+        cudaFuncAttributes attributes;
+        rc = cudaFuncGetAttributes(&attributes, kernels[i]);
+    }
+    return (int)rc;
 }
 
 template <int N> static int load_world(void)

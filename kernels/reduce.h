@@ -16,6 +16,7 @@
  * columns of `whole` that its own part is too narrow for stay as they are. */
 #ifndef KERNELS_REDUCE_H
 #define KERNELS_REDUCE_H
+#include "kernels/quantise.h"
 #include "kernels/rmsnorm.h"
 
 enum wire { WIRE_F32, WIRE_BF16 };
@@ -30,6 +31,7 @@ struct reduce {
     int rows, n;
     enum wire wire;
     enum reduce_path path; /* what forward wants: REDUCE_BY_SIZE */
+    float *scale; /* NULL, or f32 [rows]: the norm's act (CUDA: f16) is rounded as well, to what kernels/quantise.h makes of it, with this scale */
 };
 
 struct gather {
@@ -38,8 +40,9 @@ struct gather {
     int rows, n, each; /* (world - 1) * each < n <= world * each */
 };
 
-/* Of all ranks at once: part[p] is rank p's; a is a rank's own, whose part is not read. norm as rmsnorm_ref. */
-void reduce_sum(const struct reduce *a, const float *const *part, int world); /* all but the norm */
+/* Of all ranks at once: part[p] is rank p's; a is a rank's own, whose part is not read. norm and rounding as rmsnorm_ref and quantise_ref. */
+void reduce_sum(const struct reduce *a, const float *const *part, int world); /* y alone */
 void reduce_ref(const struct reduce *a, const float *const *part, int world);
+KERN_API struct quantise reduce_quantise(const struct reduce *a); /* the rounding alone, where scale is not NULL */
 void gather_ref(const struct gather *a, const float *const *part, int world);
 #endif

@@ -22,6 +22,21 @@ void reduce_ref(const struct reduce *a, const float *const *part, int world)
 {
     reduce_sum(a, part, world);
     rmsnorm_ref(&a->norm);
+    if (a->scale) {
+        const struct quantise q = reduce_quantise(a);
+        quantise_ref(&q);
+    }
+}
+
+struct quantise reduce_quantise(const struct reduce *a)
+{
+    return (struct quantise){.x = a->norm.y.act,
+                             .scale = a->scale,
+                             .rows = a->rows,
+                             .k = a->n,
+                             .threads = a->norm.threads,
+                             .form = a->norm.y.form,
+                             .bulk = a->norm.bulk};
 }
 
 void gather_ref(const struct gather *a, const float *const *part, int world)

@@ -24,6 +24,7 @@ enum {
 
 struct scene {
     int heads, kv_heads, dim, cap, n;
+    int chunk; /* of struct attention */
     enum kv_form form;
     int token[MAX_ROWS], slot[MAX_ROWS], pos[MAX_ROWS], cell[MAX_ROWS], base[MAX_ROWS], path_off[MAX_ROWS];
     int parent[MAX_ROWS], path[MAX_ROWS * MAX_ROWS];

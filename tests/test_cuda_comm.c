@@ -31,8 +31,8 @@ struct rank {
     int gpus, numbers;          /* of its largest part */
     int (*run)(struct rank *r); /* 0, or 1 with why */
     char why[WHY];
-    double seconds;                                /* that run took */
-    float *part, *y, *gain, *square, *norm_square; /* device, room for `numbers` */
+    double seconds;                                        /* that run took */
+    float *part, *y, *gain, *square, *norm_square, *scale; /* device, room for `numbers` */
     void *act, *norm_act, *checksum;
     float *parts[COMM_WORLD_MAX]; /* host: what every rank has */
     float *host, *want;
@@ -87,16 +87,17 @@ static int init_rank(struct rank *r)
        backend_open(be, "cuda",
                     &(struct backend_opts){.threads = 1, .isa = "auto", .device = r->comm.rank % r->gpus}));
     void **const device[] = {(void **)&r->part, (void **)&r->y, (void **)&r->square, (void **)&r->norm_square,
-                             &r->act,           &r->norm_act,   (void **)&r->gain,   &r->checksum};
+                             &r->act,           &r->norm_act,   (void **)&r->gain,   (void **)&r->scale,
+                             &r->checksum};
     for (size_t i = 0; i < sizeof device / sizeof *device; i++)
         OK(r, be->ops->alloc(be, bytes, device[i]));
     for (int p = 0; p < r->comm.world; p++)
         r->parts[p] = malloc(bytes);
     r->host = malloc(bytes);
     r->want = malloc(bytes);
-    for (int i = 0; i < WIDTH; i++)
+    for (int i = 0; i < 2 * WIDTH; i++)
         r->host[i] = number(77, 0, i);
-    OK(r, be->ops->upload(be, r->gain, r->host, WIDTH * sizeof(float)));
+    OK(r, be->ops->upload(be, r->gain, r->host, 2 * WIDTH * sizeof(float)));
     OK(r, be->ops->join(be, &r->comm, bytes));
     return 0;
 }
@@ -255,6 +256,82 @@ static int reduce_once(struct rank *r, struct shape s, enum wire wire, enum redu
         return 1;
     return expect_norm(r, what, a.norm);
 }
+
+/* The act rounded with its scales, by the operations one behind the other; norm_act holds it as it was
+ * before. */
+static int expect_rounded(struct rank *r, const char *what, const struct reduce *a)
+{
+    const struct backend_ops *ops = r->be.ops;
+    const size_t act = ops->act_bytes(&r->be, a->rows, a->n);
+    struct quantise q = reduce_quantise(a);
+    q.x = r->norm_act;
+    q.scale = r->norm_square;
+    OK(r, ops->quantise(&r->be, &q));
+    OK(r, ops->download(&r->be, r->host, r->act, act));
+    OK(r, ops->download(&r->be, r->want, r->norm_act, act));
+    OK(r, ops->sync(&r->be));
+    const uint16_t *got = (const uint16_t *)r->host, *want = (const uint16_t *)r->want;
+    for (int row = 0; row < a->rows; row++)
+        for (int i = 0; i < a->n; i++) {
+            const size_t at = act_at(row, i, a->n);
+            if (got[at] != want[at])
+                return wrong(r, "%s: rounded act of row %d input %d is %04x, expected %04x", what, row, i,
+                             got[at], want[at]);
+        }
+    OK(r, ops->download(&r->be, r->want, r->norm_square, (size_t)a->rows * sizeof(float)));
+    OK(r, ops->sync(&r->be));
+    return expect_floats(r, what, a->scale, r->want, a->rows);
+}
+
+static int reduce_and_round(struct rank *r, struct shape s, int round)
+{
+    char what[128];
+    const int n = s.rows * s.n, squares = s.rows * ((s.n + 15) / 16);
+    struct backend *be = &r->be;
+    struct reduce a = reduce_of(r, s, WIRE_BF16, REDUCE_BY_SIZE); /* its act is f16 */
+    struct rmsnorm norm = a.norm;
+    a.scale = r->scale;
+    norm.y.act = r->norm_act;
+    norm.y.square = r->norm_square;
+    snprintf(what, sizeof what, "%d rows of %d, rounded", s.rows, s.n);
+    fill_parts(r, round, n);
+    for (int i = 0; i < n; i++)
+        r->want[i] = number(99, round, i);
+    OK(r, be->ops->upload(be, r->y, r->want, (size_t)n * sizeof(float)));
+    OK(r, be->ops->upload(be, r->part, r->parts[r->comm.rank], (size_t)n * sizeof(float)));
+    OK(r, be->ops->reduce(be, &a));
+    struct reduce ref = a;
+    ref.y = r->want;
+    reduce_sum(&ref, (const float *const *)r->parts, r->comm.world);
+    if (expect_floats(r, what, r->y, r->want, n))
+        return 1;
+    OK(r, be->ops->rmsnorm(be, &norm));
+    OK(r, be->ops->download(be, r->want, r->norm_square, (size_t)squares * sizeof(float)));
+    OK(r, be->ops->sync(be));
+    if (expect_floats(r, what, r->square, r->want, squares))
+        return 1;
+    return expect_rounded(r, what, &a);
+}
+
+/* Within one kernel up to some rows where a rank has its GPU to itself, elsewhere as an operation of its own.
+ */
+static int round_every_shape(struct rank *r)
+{
+    static const struct shape shapes[] = {{1, 16},    {1, 64},    {4, 5120}, {3, 576}, {16, 5120}, {24, 2048},
+                                          {25, 2048}, {64, 5120}, {5, 8192}, {2, 100}, {3, 8208}};
+    for (int turn = 0; turn < 3; turn++)
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+            if (reduce_and_round(r, shapes[i], 20 * turn + (int)i))
+                return 1;
+    return 0;
+}
+
+START_TEST(a_sum_s_norm_is_rounded_as_an_operation_of_its_own_would)
+{
+    if (enough(worlds[_i].gpus))
+        run_all(worlds[_i].world, worlds[_i].gpus, NUMBERS, round_every_shape, NULL);
+}
+END_TEST
 
 static int reduce_every_shape(struct rank *r)
 {
@@ -536,7 +613,7 @@ END_TEST
 
 static int everything(struct rank *r)
 {
-    return reduce_every_shape(r) || gather_every_shape(r);
+    return reduce_every_shape(r) || round_every_shape(r) || gather_every_shape(r);
 }
 
 START_TEST(a_rank_alone_sums_and_gathers_its_own_part)
@@ -609,6 +686,7 @@ int main(void)
     Suite *s = suite_create("cuda_comm");
     TCase *t = tcase_create("ranks");
     tcase_add_loop_test(t, a_sum_has_the_bits_of_the_reference_and_its_norm_those_of_rmsnorm, 0, WORLDS);
+    tcase_add_loop_test(t, a_sum_s_norm_is_rounded_as_an_operation_of_its_own_would, 0, WORLDS);
     tcase_add_loop_test(t, columns_of_all_ranks_come_together_in_every_rank, 0, WORLDS);
     tcase_add_loop_test(t, a_large_part_goes_in_pieces, 0, WORLDS);
     tcase_add_test(t, the_library_s_sum_is_ours_but_for_its_order);

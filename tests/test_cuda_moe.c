@@ -2,6 +2,7 @@
 #include "kernels/act.h"
 #include "kernels/fp8.h"
 #include "kernels/moe_cuda.h"
+#include "kernels/quantise.h"
 #include "tests/cuda_data.h"
 #include <math.h>
 
@@ -63,9 +64,16 @@ static const struct shape {
               {512, 160, 128, 2}, {1040, 256, 7, 2}, {5120, 1024, 4, 1}};
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
+/* Of the shared expert, of the routed ones. */
+static const enum matrix_form forms[][2] = {{MATRIX_BF16, MATRIX_BF16},
+                                            {MATRIX_FP8, MATRIX_FP8},
+                                            {MATRIX_BF16, MATRIX_FP8},
+                                            {MATRIX_FP8, MATRIX_BF16}};
+enum { N_FORMS = sizeof forms / sizeof *forms };
+
 struct layer {
     struct shape s;
-    enum matrix_form form;
+    const enum matrix_form *form;
     struct matrix shared[2], gate_up[EXPERTS_MAX], down[EXPERTS_MAX];
     float *gain; /* device, ones */
 };
@@ -75,17 +83,25 @@ static uint32_t gate_up_seed(int e)
     return (uint32_t)(100 + 2 * e);
 }
 
-static void layer_make(struct layer *l, struct shape s, enum matrix_form form)
+static enum act_form act_form_of(const struct layer *l)
+{
+    return moe_act_form(&l->shared[0], l->gate_up);
+}
+
+static void layer_make(struct layer *l, struct shape s, const enum matrix_form form[2])
 {
     float *ones = alloc((size_t)s.hidden * sizeof *ones);
     for (int i = 0; i < s.hidden; i++)
         ones[i] = 1;
     *l = (struct layer){.s = s, .form = form, .gain = to_device(ones, (size_t)s.hidden * sizeof *ones)};
     for (int e = -1; e < s.experts; e++) {
-        *(e < 0 ? &l->shared[0] : &l->gate_up[e]) =
-            device_matrix(gate_up_seed(e), 2 * s.ffn, s.hidden, form, MATRIX_INTERLEAVE);
-        *(e < 0 ? &l->shared[1] : &l->down[e]) =
-            device_matrix(gate_up_seed(e) + 1, s.hidden, s.ffn, form, MATRIX_PLAIN);
+        struct matrix *gate_up = e < 0 ? &l->shared[0] : &l->gate_up[e],
+                      *down = e < 0 ? &l->shared[1] : &l->down[e];
+        *gate_up = device_matrix(gate_up_seed(e), 2 * s.ffn, s.hidden, form[e >= 0], MATRIX_INTERLEAVE);
+        *down = device_matrix(gate_up_seed(e) + 1, s.hidden, s.ffn, form[e >= 0], MATRIX_PLAIN);
+        /* so far apart that another expert's shows: inputs reach 1, hidden ones hidden / 2^15 or so */
+        gate_up->input_scale = ldexpf(0.8f / 448, 3 * ((e + 1) % 4 - 3));
+        down->input_scale = ldexpf((float)s.hidden / 448, 3 * ((e + 1) % 4 - 3) - 14);
     }
     free(ones);
 }
@@ -107,12 +123,12 @@ enum kept { STREAM, ZEROS, PARTIAL }; /* what y holds before; PARTIAL: numbers t
 
 /* Rows [first, first + rows) of the test through the layer. */
 static struct result run_from(const struct layer *l, const int *expert, const float *score, int first,
-                              int rows, int round, enum kept kept)
+                              int rows, enum rounding round, enum kept kept)
 {
     const struct shape *s = &l->s;
     const size_t n = (size_t)rows * (size_t)s->hidden, tiles = (size_t)((s->hidden + 15) / 16),
                  choices = (size_t)(rows * s->top_k), at = (size_t)(first * s->top_k);
-    const enum act_form form = l->form == MATRIX_FP8 ? ACT_F16 : ACT_BF16;
+    const enum act_form form = act_form_of(l);
     struct result r = {alloc(n * sizeof(float)), alloc((size_t)rows * tiles * sizeof(float)),
                        alloc(act_bytes(rows, s->hidden))};
     for (int i = 0; i < rows; i++)
@@ -151,7 +167,7 @@ static struct result run_from(const struct layer *l, const int *expert, const fl
 }
 
 static struct result run(const struct layer *l, const int *expert, const float *score, int first, int rows,
-                         int round)
+                         enum rounding round)
 {
     return run_from(l, expert, score, first, rows, round, STREAM);
 }
@@ -177,60 +193,98 @@ static void choose(const struct shape *s, enum company how, int *expert, float *
         }
 }
 
-/* What an expert gives to all outputs of a row, and how far off f32 sums and a rounded h may be: each sum of
- * k terms by k 2^-23 of its terms' magnitudes, silu by 1.1 times what its argument is off, h by `unit` of
- * itself and, where it is below the form's normal numbers, by 2^-25. */
-static void expert_exact(const struct shape *s, int e, int row, double score, double unit, double *sum,
+/* A row of inputs times `score` as a product sees it: as it is, or rounded before the score or, by a static
+ * scale, after it. */
+static void input_row(int row, int k, float score, int rounded, float fixed, double *to)
+{
+    float *x = alloc((size_t)k * sizeof *x), scale = 1;
+    for (int i = 0; i < k; i++)
+        x[i] = fixed > 0 ? input(row, i) * score : input(row, i);
+    if (rounded)
+        quantise_ref(&(struct quantise){.x = x, .scale = &scale, .rows = 1, .k = k, .fixed = fixed});
+    for (int i = 0; i < k; i++)
+        to[i] = (double)x[i] * (double)scale * (fixed > 0 ? 1 : (double)score);
+    free(x);
+}
+
+/* How h is kept: off by `unit` of itself and, where it is below the form's normal numbers, by `least`;
+ * rounded to E4M3 by 2^-4 more and by half of its smallest step. Beyond 448 static scales h ends. */
+static void keep_hidden(double *h, double *bad, int n, double unit, double least, int rounded, double fixed)
+{
+    double most = 0;
+    for (int j = 0; j < n; j++) {
+        bad[j] += unit * (fabs(h[j]) + bad[j]) + least;
+        most = fmax(most, fabs(h[j]) + bad[j]);
+    }
+    for (int j = 0; rounded && j < n; j++) {
+        const double scale = fixed > 0 ? fixed : most / 448, end = 448 * scale;
+        h[j] = fixed > 0 ? fmax(-end, fmin(h[j], end)) : h[j];
+        bad[j] += 0x1p-4 * (fabs(h[j]) + bad[j]) + 0x1p-10 * scale;
+    }
+}
+
+/* What expert e (-1: the shared one) gives to all outputs of a row, and how far off f32 sums and a rounded h
+ * may be: each sum of k terms by k 2^-23 of its terms' magnitudes, silu by 1.1 times what its argument is
+ * off.
+ */
+static void expert_exact(const struct layer *l, int e, int row, float score, enum rounding round, double *sum,
                          double *off)
 {
-    double *h = alloc((size_t)s->ffn * sizeof *h), *bad = alloc((size_t)s->ffn * sizeof *bad);
+    const struct matrix *gate_up = e < 0 ? &l->shared[0] : &l->gate_up[e],
+                        *down = e < 0 ? &l->shared[1] : &l->down[e];
+    const struct shape *s = &l->s;
+    const int rounded = round && l->form[e >= 0] == MATRIX_FP8, f16 = act_form_of(l) == ACT_F16;
+    double *h = alloc((size_t)s->ffn * sizeof *h), *bad = alloc((size_t)s->ffn * sizeof *bad),
+           *x = alloc((size_t)s->hidden * sizeof *x);
+    input_row(row, s->hidden, score, rounded, rounded && round == ROUND_STATIC ? gate_up->input_scale : 0, x);
     for (int j = 0; j < s->ffn; j++) {
         double v[2] = {0, 0}, all[2] = {0, 0};
         for (int part = 0; part < 2; part++)
             for (int i = 0; i < s->hidden; i++) {
-                const double t = score * (double)weight(gate_up_seed(e), s->hidden, j + part * s->ffn, i) *
-                                 (double)input(row, i);
+                const double t = (double)weight(gate_up_seed(e), s->hidden, j + part * s->ffn, i) * x[i];
                 v[part] += t;
                 all[part] += fabs(t);
             }
         const double by = (s->hidden + 8) * 0x1p-23, silu = v[0] / (1 + exp(-v[0]));
         h[j] = silu * v[1];
-        bad[j] = 1.1 * by * all[0] * (fabs(v[1]) + by * all[1]) + fabs(silu) * by * all[1] +
-                 fabs(h[j]) * (unit + 0x1p-20);
-        bad[j] += unit * bad[j] + 0x1p-25;
+        bad[j] =
+            1.1 * by * all[0] * (fabs(v[1]) + by * all[1]) + fabs(silu) * by * all[1] + fabs(h[j]) * 0x1p-20;
     }
+    keep_hidden(h, bad, s->ffn, f16 ? 0x1p-11 : 0x1p-8, 0x1p-25, rounded,
+                round == ROUND_STATIC ? (double)down->input_scale : 0);
     for (int j = 0; j < s->hidden; j++)
         for (int i = 0; i < s->ffn; i++) {
             const double w = (double)weight(gate_up_seed(e) + 1, s->ffn, j, i);
             sum[j] += w * h[i];
             off[j] += fabs(w) * (bad[i] + (fabs(h[i]) + bad[i]) * (s->ffn + 8) * 0x1p-23);
         }
-    free(h), free(bad);
+    free(h), free(bad), free(x);
 }
 
-static void check_row(const struct layer *l, const int *expert, const float *score, int row, const float *y)
+static void check_row(const struct layer *l, const int *expert, const float *score, int row,
+                      enum rounding round, const float *y)
 {
     const struct shape *s = &l->s;
     double *sum = alloc((size_t)s->hidden * sizeof *sum), *off = alloc((size_t)s->hidden * sizeof *off),
            worst = 0;
-    const double unit = l->form == MATRIX_FP8 ? 0x1p-11 : 0x1p-8;
-    expert_exact(s, -1, row, 1, unit, sum, off);
+    static const char *const names[] = {"", ", rounded", ", rounded by static scales"};
+    char what[160];
+    snprintf(what, sizeof what, "[%d, %d] %d experts, top %d, forms %d and %d%s, row %d", s->hidden, s->ffn,
+             s->experts, s->top_k, (int)l->form[0], (int)l->form[1], names[round], row);
+    expert_exact(l, -1, row, 1, round, sum, off);
     for (int j = row * s->top_k; j < (row + 1) * s->top_k; j++)
         if (expert[j] >= 0)
-            expert_exact(s, expert[j], row, (double)score[j], unit, sum, off);
+            expert_exact(l, expert[j], row, score[j], round, sum, off);
     for (int j = 0; j < s->hidden; j++) {
         const double want = sum[j] + (double)stream(row, j),
                      bound = off[j] + 8 * 0x1p-24 * (fabs(want) + fabs(sum[j]) + 1),
                      share = fabs((double)y[j] - want) / bound;
         if (!(share <= 1))
-            ck_abort_msg("[%d, %d] %d experts, top %d, form %d, row %d, output %d: expected %.9g within "
-                         "%.3g, found %.9g",
-                         s->hidden, s->ffn, s->experts, s->top_k, (int)l->form, row, j, want, bound,
+            ck_abort_msg("%s, output %d: expected %.9g within %.3g, found %.9g", what, j, want, bound,
                          (double)y[j]);
         worst = share > worst ? share : worst;
     }
-    printf("[%d, %d] %d experts, top %d, form %d, row %d: worst share of the bound %.3f\n", s->hidden, s->ffn,
-           s->experts, s->top_k, (int)l->form, row, worst);
+    printf("%s: worst share of the bound %.3f\n", what, worst);
     free(sum), free(off);
 }
 
@@ -250,7 +304,7 @@ static void same_row(const struct layer *l, const struct result *all, const stru
                   "%s: hidden %zu, row %d: the sums of squares differ", what, hidden, row);
 }
 
-static void company_changes_nothing(const struct layer *l, int round)
+static void company_changes_nothing(const struct layer *l, enum rounding round)
 {
     static const int batches[][2] = {{0, 64}, {3, 2}, {8, 9}, {5, 17}, {1, 8}, {20, 33}};
     static const char *const names[] = {"all different", "all the same", "mixed"};
@@ -266,11 +320,9 @@ static void company_changes_nothing(const struct layer *l, int round)
                 same_row(l, &all, &one, r, first, names[how]);
                 result_free(&one);
             }
-            if (!round && b == 0) {
-                const int step = l->s.hidden > 2000 ? 61 : 30;
-                for (int r = 0; r < ROWS; r += step)
-                    check_row(l, expert, score, r, all.y + (size_t)r * (size_t)l->s.hidden);
-            }
+            if (b == 0 && (!round || how == MIXED)) /* of MIXED, row 3 has the shared expert alone */
+                for (int r = 3; r<ROWS; r += l->s.hidden> 2000 ? 59 : 29)
+                    check_row(l, expert, score, r, round, all.y + (size_t)r * (size_t)l->s.hidden);
             result_free(&all);
         }
     }
@@ -279,10 +331,10 @@ static void company_changes_nothing(const struct layer *l, int round)
 START_TEST(a_layer_is_its_exact_sums_and_company_changes_nothing)
 {
     static struct layer l;
-    layer_make(&l, shapes[_i / 2], _i % 2 ? MATRIX_FP8 : MATRIX_BF16);
-    company_changes_nothing(&l, 0);
-    if (l.form == MATRIX_FP8)
-        company_changes_nothing(&l, 1);
+    layer_make(&l, shapes[_i / N_FORMS], forms[_i % N_FORMS]);
+    const int fp8 = l.form[0] == MATRIX_FP8 || l.form[1] == MATRIX_FP8;
+    for (int round = ROUND_NONE; round <= (fp8 ? ROUND_STATIC : ROUND_NONE); round++)
+        company_changes_nothing(&l, (enum rounding)round);
     layer_free(&l);
 }
 END_TEST
@@ -293,10 +345,10 @@ START_TEST(a_partial_sum_reads_no_stream_and_makes_no_norm)
     static struct layer l;
     int expert[ROWS * 3];
     float score[ROWS * 3];
-    layer_make(&l, shapes[1], _i ? MATRIX_FP8 : MATRIX_BF16);
+    layer_make(&l, shapes[1], forms[_i]);
     choose(&l.s, (enum company)0, expert, score);
-    struct result zeros = run_from(&l, expert, score, 0, ROWS, 0, ZEROS),
-                  part = run_from(&l, expert, score, 0, ROWS, 0, PARTIAL);
+    struct result zeros = run_from(&l, expert, score, 0, ROWS, (enum rounding)0, ZEROS),
+                  part = run_from(&l, expert, score, 0, ROWS, (enum rounding)0, PARTIAL);
     const size_t n = (size_t)ROWS * (size_t)l.s.hidden;
     for (size_t i = 0; i < n; i++)
         ck_assert_msg(memcmp(&part.y[i], &zeros.y[i], sizeof(float)) == 0, "number %zu: %.9g, expected %.9g",
@@ -422,8 +474,8 @@ int main(void)
     TCase *t = tcase_create("moe");
     tcase_add_test(t, the_router_gives_its_product_and_the_largest_of_it);
     tcase_add_test(t, ties_go_to_the_lowest_index_and_nan_is_never_larger);
-    tcase_add_loop_test(t, a_partial_sum_reads_no_stream_and_makes_no_norm, 0, 2);
-    tcase_add_loop_test(t, a_layer_is_its_exact_sums_and_company_changes_nothing, 0, 2 * N_SHAPES);
+    tcase_add_loop_test(t, a_partial_sum_reads_no_stream_and_makes_no_norm, 0, N_FORMS);
+    tcase_add_loop_test(t, a_layer_is_its_exact_sums_and_company_changes_nothing, 0, N_FORMS * N_SHAPES);
     suite_add_tcase(s, t);
     return cuda_suite_run(s);
 }

@@ -200,26 +200,61 @@ static float activation(int r, int i, int k)
     return r == 2 ? 0 : r == 3 ? ldexpf(v, -20) : r == 4 && i == k / 2 ? -65504 : v;
 }
 
-static void check_quantised(int k, int rows, const uint16_t *before, const uint16_t *after,
-                            const float *scale)
+static const struct kind {
+    enum act_form form;
+    float fixed; /* 0: a scale of its own for each row */
+    int squares; /* 1 / rms is still to be multiplied in */
+    int apart;   /* the result is another act than the source */
+} kinds[] = {{ACT_F16, 0, 0, 0},      {ACT_BF16, 0, 0, 1},    {ACT_F16, 0.01f, 0, 1},
+             {ACT_BF16, 0.01f, 0, 0}, {ACT_F16, 0.01f, 1, 0}, {ACT_BF16, 0.3f, 1, 1}};
+enum { N_KINDS = sizeof kinds / sizeof *kinds };
+
+static float act_number(enum act_form form, uint16_t v)
 {
-    float *x = alloc((size_t)k * sizeof *x), by;
+    return form == ACT_F16 ? f16_to_f32(v) : bf16_to_f32(v);
+}
+
+/* Small integers, whose sums are exact. */
+static float square_of(int r, int tile)
+{
+    return (float)((r + tile) % 7 + 1);
+}
+
+/* Row r as the kernel must leave it; returns its scale. */
+static float rounded_row(const struct kind *kind, int k, int r, const uint16_t *before, float *x)
+{
+    float by = 0, sum = 0;
+    for (int tile = 0; tile < (k + 15) / 16; tile++)
+        sum += square_of(r, tile);
+    const float inverse = kind->squares ? 1.0f / sqrtf(sum / (float)k + EPS) : 1.0f;
+    for (int i = 0; i < k; i++)
+        x[i] = act_number(kind->form, before[act_at(r, i, k)]) * inverse;
+    quantise_ref(&(struct quantise){.x = x, .scale = &by, .rows = 1, .k = k, .fixed = kind->fixed});
+    return by;
+}
+
+static void check_quantised(const struct kind *kind, int k, int rows, const uint16_t *before,
+                            const uint16_t *after, const float *scale)
+{
+    float *x = alloc((size_t)k * sizeof *x);
     for (int r = 0; r < ROWS; r++) {
-        for (int i = 0; i < k; i++)
-            x[i] = f16_to_f32(before[act_at(r, i, k)]);
-        quantise_ref(&(struct quantise){.x = x, .scale = &by, .rows = 1, .k = k});
+        const float by = rounded_row(kind, k, r, before, x);
         EXPECT_MSG(r >= rows ? scale[r] == -1 : scale[r] == by,
-                   "k %d, %d rows: scale of row %d is %.9g, expected %.9g", k, rows, r, (double)scale[r],
-                   r < rows ? (double)by : -1.0);
+                   "kind %d, k %d, %d rows: scale of row %d is %.9g, expected %.9g", (int)(kind - kinds), k,
+                   rows, r, (double)scale[r], r < rows ? (double)by : -1.0);
         for (int i = 0; i < (k + 15) / 16 * 16; i++) {
-            const uint16_t got = after[act_at(r, i, k)], was = before[act_at(r, i, k)];
-            if (r < rows && i < k)
-                EXPECT_MSG(f16_to_f32(got) == x[i],
-                           "k %d, %d rows: row %d input %d, which was %.9g, is %.9g, expected %.9g", k, rows,
-                           r, i, (double)f16_to_f32(was), (double)f16_to_f32(got), (double)x[i]);
+            const uint16_t got = after[act_at(r, i, k)],
+                           was = kind->apart ? UNTOUCHED_PAIR : before[act_at(r, i, k)];
+            const float want = i < k ? x[i] : 0, found = act_number(kind->form, got);
+            if (r < rows)
+                EXPECT_MSG(found == want,
+                           "kind %d, k %d, %d rows: row %d input %d, which was %.9g, is %.9g, expected %.9g",
+                           (int)(kind - kinds), k, rows, r, i,
+                           (double)act_number(kind->form, before[act_at(r, i, k)]), (double)found,
+                           (double)want);
             else
-                EXPECT_MSG(got == was, "k %d, %d rows: row %d input %d was %04x and is %04x", k, rows, r, i,
-                           was, got);
+                EXPECT_MSG(got == was, "kind %d, k %d, %d rows: row %d input %d was %04x and is %04x",
+                           (int)(kind - kinds), k, rows, r, i, was, got);
         }
     }
     free(x);
@@ -227,27 +262,46 @@ static void check_quantised(int k, int rows, const uint16_t *before, const uint1
 
 START_TEST(a_row_is_rounded_to_fp8_as_the_reference_does_in_every_batch)
 {
-    const int k = widths[_i];
+    const int k = widths[_i / N_KINDS], steps = (k + 15) / 16;
+    const struct kind *kind = &kinds[_i % N_KINDS];
     const size_t numbers = act_numbers(k), bytes = numbers * sizeof(uint16_t);
-    uint16_t *before = untouched(numbers), *after = alloc(bytes), *device = to_device(before, bytes);
-    float scale[ROWS], *device_scale = to_device(before, sizeof scale);
-    for (int r = 0; r < ROWS; r++)
-        for (int i = 0; i < (k + 15) / 16 * 16; i++)
-            before[act_at(r, i, k)] = i < k ? f16_from(activation(r, i, k)) : 0;
-    for (int i = 0; i < N_BATCHES; i++) {
+    uint16_t *before = untouched(numbers), *after = untouched(numbers), *device = to_device(before, bytes),
+             *apart = to_device(before, bytes);
+    float scale[ROWS], *device_scale = to_device(NULL, sizeof scale),
+                       *square = alloc((size_t)(ROWS * steps) * sizeof *square);
+    for (int r = 0; r < ROWS; r++) {
+        for (int i = 0; i < steps * 16; i++) {
+            const float v = i < k ? activation(r, i, k) : 0;
+            before[act_at(r, i, k)] = kind->form == ACT_F16 ? f16_from(v) : bf16_from_f32(v);
+        }
+        for (int tile = 0; tile < steps; tile++)
+            square[r * steps + tile] = square_of(r, tile);
+    }
+    float *device_square = to_device(square, (size_t)(ROWS * steps) * sizeof *square);
+    for (int b = 0; b < N_BATCHES; b += _i % N_KINDS ? 3 : 1) {
         for (int r = 0; r < ROWS; r++)
             scale[r] = -1;
+        for (size_t i = 0; i < numbers; i++)
+            after[i] = UNTOUCHED_PAIR;
         cuda_ok(cudaMemcpy(device, before, bytes, cudaMemcpyHostToDevice), "uploading");
+        cuda_ok(cudaMemcpy(apart, after, bytes, cudaMemcpyHostToDevice), "uploading");
         cuda_ok(cudaMemcpy(device_scale, scale, sizeof scale, cudaMemcpyHostToDevice), "uploading");
-        const struct quantise a = {
-            .x = device, .scale = device_scale, .rows = batches[i], .k = k, .form = ACT_F16};
+        const struct quantise a = {.x = kind->apart ? apart : device,
+                                   .from = kind->apart ? device : NULL,
+                                   .scale = device_scale,
+                                   .rows = batches[b],
+                                   .k = k,
+                                   .fixed = kind->fixed,
+                                   .square = kind->squares ? device_square : NULL,
+                                   .eps = EPS,
+                                   .form = kind->form};
         cuda_ok(quantise_cuda(&a, NULL), "launching");
-        from_device(after, device, bytes);
+        from_device(after, a.x, bytes);
         from_device(scale, device_scale, sizeof scale);
-        check_quantised(k, batches[i], before, after, scale);
+        check_quantised(kind, k, batches[b], before, after, scale);
     }
-    cudaFree(device), cudaFree(device_scale);
-    free(before), free(after);
+    cudaFree(device), cudaFree(apart), cudaFree(device_scale), cudaFree(device_square);
+    free(before), free(after), free(square);
 }
 END_TEST
 
@@ -261,7 +315,8 @@ int main(void)
     tcase_add_loop_test(t, act_and_squares_stand_for_the_norm_of_the_reference, 0, N_WIDTHS);
     suite_add_tcase(s, t);
     t = tcase_create("quantise");
-    tcase_add_loop_test(t, a_row_is_rounded_to_fp8_as_the_reference_does_in_every_batch, 0, N_WIDTHS);
+    tcase_add_loop_test(t, a_row_is_rounded_to_fp8_as_the_reference_does_in_every_batch, 0,
+                        N_KINDS * N_WIDTHS);
     suite_add_tcase(s, t);
     return cuda_suite_run(s);
 }

@@ -129,6 +129,24 @@ START_TEST(a_row_of_zeros_has_scale_one_and_rows_are_alone)
 }
 END_TEST
 
+/* By hand: over 0.25 the numbers are 1, 1.0625 (a tie, to even), 460 (the largest is 448), -inf and a NaN. */
+START_TEST(a_fixed_scale_is_every_rows_and_beyond_it_numbers_saturate)
+{
+    const float from[2 * 5] = {0.25f, 0.265625f, 115, -INFINITY, NAN, 0, 1e-5f, -7.9f, 112, -112};
+    const float want[2 * 5] = {1, 1, 448, -448, NAN, 0, 0, -32, 448, -448};
+    float x[2 * 5], scale[2];
+    memset(x, 0xff, sizeof x);
+    quantise_ref(&(struct quantise){
+        .x = x, .from = from, .scale = scale, .rows = 2, .k = 5, .threads = 1, .fixed = 0.25f});
+    for (int i = 0; i < 10; i++)
+        ck_assert_msg(x[i] == want[i] || (isnan(want[i]) && isnan(x[i])), "number %d is %g, expected %g", i,
+                      (double)x[i], (double)want[i]);
+    ck_assert_float_eq(scale[0], 0.25f);
+    ck_assert_float_eq(scale[1], 0.25f);
+    ck_assert_float_eq(from[1], 0.265625f);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("fp8");
@@ -138,6 +156,7 @@ int main(void)
     tcase_add_test(codes, what_is_too_large_saturates_and_nan_stays);
     tcase_add_test(codes, every_bf16_rounds_to_the_nearest_code);
     tcase_add_test(rows, a_quantised_row_is_near_the_row);
+    tcase_add_test(rows, a_fixed_scale_is_every_rows_and_beyond_it_numbers_saturate);
     tcase_add_test(rows, a_row_of_zeros_has_scale_one_and_rows_are_alone);
     suite_add_tcase(s, codes);
     suite_add_tcase(s, rows);

@@ -1,5 +1,6 @@
 /* test_fp8_model: the toy model with FP8 weights: against the same network in double over the same rounded
  * weights, against BF16 within what E4M3 allows, and row by row as every other model. */
+#include "engine/calibrate.h"
 #include "engine/err.h"
 #include "engine/forward.h"
 #include "engine/log.h"
@@ -14,7 +15,13 @@ enum { TEXT = 24, WIDE = 128 }; /* WIDE: the most outputs of a product of the to
 
 static struct backend be;
 static const struct model_opts plain = {0}, weights = {.weights = MODEL_FP8},
-                               both = {.weights = MODEL_FP8, .activations = MODEL_FP8};
+                               both = {.weights = MODEL_FP8, .activations = MODEL_FP8},
+                               fixed = {
+                                   .weights = MODEL_FP8, .activations = MODEL_FP8_STATIC, .calibrates = 1};
+static const struct model_opts *const rounded[] = {&weights, &both, &fixed};
+static const char *const names[] = {"weights", "weights and activations",
+                                    "weights, activations by static scales"};
+enum { N_ROUNDED = sizeof rounded / sizeof *rounded };
 
 static void setup(void)
 {
@@ -32,6 +39,16 @@ static int token_at(int i)
     return (int)(philox(7, 1, (uint32_t)i, PHILOX_SYNTHETIC, 0).v[0] % TOY_VOCAB);
 }
 
+/* Static scales from the text itself, so that no number is beyond them. */
+static void calibrate(struct model *m)
+{
+    int tokens[TEXT];
+    for (int i = 0; i < TEXT; i++)
+        tokens[i] = token_at(i);
+    if (m->opts.calibrates)
+        ck_assert_msg(model_calibrate(m, tokens, TEXT) == 0, "%s", err_text());
+}
+
 /* Logits of the text, its first `alone` tokens in passes of one row and the rest in one. */
 static void run(const struct model_opts *opts, int alone, float logits[TEXT][TOY_VOCAB])
 {
@@ -42,6 +59,7 @@ static void run(const struct model_opts *opts, int alone, float logits[TEXT][TOY
     struct forward f = {0};
     int keep[TEXT];
     ck_assert_msg(model_synthetic(&m, &be, &c, TOY_SEED, opts) == 0, "%s", err_text());
+    calibrate(&m);
     ck_assert_int_eq(kv_init(&kv, &be, &m, 1, TEXT), 0);
     ck_assert_int_eq(forward_init(&f, &m, &kv, TEXT, TEXT), 0);
     for (int at = 0, n; at < TEXT; at += n) {
@@ -195,10 +213,9 @@ START_TEST(logits_are_near_those_of_bf16)
     static float got[TEXT][TOY_VOCAB], want[TEXT][TOY_VOCAB];
     const int roundings = _i ? 16 : 8;
     run(&plain, 0, want);
-    run(_i ? &both : &weights, 0, got);
+    run(rounded[_i], 0, got);
     const double off = distance(got, want), bound = sqrt(roundings) * 0x1p-4;
-    printf("FP8 %s against BF16: %.3g, %.1f %% of the bound\n", _i ? "weights and activations" : "weights",
-           off, 100 * off / bound);
+    printf("FP8 %s against BF16: %.3g, %.1f %% of the bound\n", names[_i], off, 100 * off / bound);
     ck_assert_double_le(off, bound);
     ck_assert_double_ge(off, 0x1p-8);
 }
@@ -207,9 +224,9 @@ END_TEST
 START_TEST(a_row_has_its_bits_alone_and_among_others)
 {
     static float alone[TEXT][TOY_VOCAB], among[TEXT][TOY_VOCAB];
-    run(_i ? &both : &weights, TEXT, alone);
+    run(rounded[_i], TEXT, alone);
     for (int n = 0; n < TEXT; n += 5) {
-        run(_i ? &both : &weights, n, among);
+        run(rounded[_i], n, among);
         for (int t = 0; t < TEXT; t++)
             ck_assert_msg(memcmp(alone[t], among[t], sizeof alone[t]) == 0, "row %d, %d rows alone first", t,
                           n);
@@ -223,8 +240,8 @@ int main(void)
     TCase *c = tcase_create("fp8_model");
     tcase_add_checked_fixture(c, setup, teardown);
     tcase_add_loop_test(c, logits_are_those_of_the_rounded_weights, 0, 2);
-    tcase_add_loop_test(c, logits_are_near_those_of_bf16, 0, 2);
-    tcase_add_loop_test(c, a_row_has_its_bits_alone_and_among_others, 0, 2);
+    tcase_add_loop_test(c, logits_are_near_those_of_bf16, 0, N_ROUNDED);
+    tcase_add_loop_test(c, a_row_has_its_bits_alone_and_among_others, 0, N_ROUNDED);
     suite_add_tcase(s, c);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);

@@ -338,14 +338,15 @@ START_TEST(logits_experts_and_states_agree_with_transformers)
 }
 END_TEST
 
-/* The inputs of FP8 matrices rounded by row. */
+/* The inputs of FP8 matrices rounded: by row in Meta's layout, by the stored scales in ModelOpt's. */
 START_TEST(rounded_inputs_agree_with_transformers)
 {
     struct rig r;
-    rig_open(&r, FP8_META, cpu_kernels_at(_i)->name, MISTAKE_NONE);
+    const int model = _i % 2 ? FP8_MODELOPT : FP8_META;
+    rig_open(&r, model, cpu_kernels_at(_i / 2)->name, MISTAKE_NONE);
     const struct answers *a = &r.want;
     double worst = 0, moved = 0;
-    r.model.opts.activations = MODEL_FP8;
+    r.model.opts.activations = _i % 2 ? MODEL_FP8_STATIC : MODEL_FP8;
     run(&r, 0, 0, a->n, FORWARD_LOGITS);
     for (int i = 0; i < a->n_pos; i++) {
         const size_t at = (size_t)a->pos[i] * (size_t)a->vocab;
@@ -354,9 +355,8 @@ START_TEST(rounded_inputs_agree_with_transformers)
         worst = share <= worst ? worst : share;
         moved = fmax(moved, share_of_row(&r, a->layers, a->pos[i], a->logits + at, want, a->vocab));
     }
-    printf(
-        "golden fp8_meta, inputs rounded (%s): worst share of the bound %.3f, rounding itself moves %.0f\n",
-        r.be.isa, worst, moved);
+    printf("golden %s, inputs rounded (%s): worst share of the bound %.3f, rounding itself moves %.0f\n",
+           models[model], r.be.isa, worst, moved);
     ck_assert_double_le(worst, 1);
     ck_assert_double_gt(moved, 10);
     rig_close(&r);
@@ -498,7 +498,7 @@ int main(void)
     Suite *s = suite_create("golden_llama4");
     TCase *agree = tcase_create("agree"), *bits = tcase_create("bits");
     tcase_add_loop_test(agree, logits_experts_and_states_agree_with_transformers, 0, isas * N_MODELS);
-    tcase_add_loop_test(agree, rounded_inputs_agree_with_transformers, 0, isas);
+    tcase_add_loop_test(agree, rounded_inputs_agree_with_transformers, 0, 2 * isas);
     tcase_add_loop_test(agree, a_planted_mistake_exceeds_the_bound, 1, N_MISTAKES);
     tcase_add_loop_test(bits, any_cut_of_a_text_gives_the_same_bits, 0, isas * N_MODELS);
     tcase_add_loop_test(bits, one_and_two_threads_give_the_same_bits, 0, isas * N_MODELS);

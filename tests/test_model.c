@@ -303,6 +303,13 @@ START_TEST(fp8_activations_need_fp8_weights)
     const struct model_config c = toy_config();
     expect_error(model_synthetic(&m, &be, &c, 1, &(struct model_opts){.activations = MODEL_FP8}), ERR_CONFIG,
                  "model.activations fp8: expected model.weights fp8 beside it, found bf16");
+    const struct model_opts fixed = {.weights = MODEL_FP8, .activations = MODEL_FP8_STATIC};
+    expect_error(
+        model_synthetic(&m, &be, &c, 1, &fixed), ERR_CONFIG,
+        "FP8 weights come with an input_scale, as NVIDIA's ModelOpt writes them, found random weights");
+    const struct model_opts measured = {.activations = MODEL_FP8_STATIC, .calibrates = 1};
+    expect_error(model_synthetic(&m, &be, &c, 1, &measured), ERR_CONFIG,
+                 "model.activations fp8-static: expected model.weights fp8 beside it, found BF16 weights");
     ck_assert_ptr_null(m.be);
 }
 END_TEST

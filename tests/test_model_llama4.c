@@ -565,6 +565,43 @@ START_TEST(a_fault_is_named_with_what_was_expected)
 }
 END_TEST
 
+START_TEST(static_activations_need_an_input_scale_with_every_fp8_matrix)
+{
+    static const struct {
+        const char *golden;
+        struct edit edit;
+        enum model_numbers weights;
+        const char *sentence;
+    } cases[] = {
+        {"text", {.drop = {NULL}}, MODEL_BF16, "as NVIDIA's ModelOpt writes them, found BF16 weights"},
+        {"text", {.drop = {NULL}}, MODEL_FP8, "self_attn.q_proj' of "},
+        {"fp8_meta",
+         {.drop = {NULL}},
+         MODEL_BF16,
+         "expected an input_scale above 0 with '" FFN "experts.0.gate_proj' of "},
+        {"fp8_meta", {.drop = {NULL}}, MODEL_FP8, "is not stored in FP8 and has no input_scale"},
+        {"fp8_modelopt",
+         {.drop = {"model.layers.0.self_attn.v_proj.input_scale"}},
+         MODEL_BF16,
+         "expected an input_scale above 0 with 'model.layers.0.self_attn.v_proj' of "},
+        {"fp8_modelopt",
+         {.drop = {FFN "experts.down_proj_input_scale"}},
+         MODEL_BF16,
+         "expected an input_scale above 0 with '" FFN "experts.0.down_proj' of "}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const struct model_opts opts = {.weights = cases[i].weights, .activations = MODEL_FP8_STATIC};
+        struct model m = {.be = NULL};
+        expect_error(load_edited(&m, cases[i].golden, &cases[i].edit, &opts), ERR_CONFIG, cases[i].sentence);
+        ck_assert_ptr_null(m.be);
+        ck_assert_uint_eq(be.allocated, 0);
+    }
+    struct model m = {.be = NULL};
+    const struct model_opts opts = {.weights = MODEL_FP8, .activations = MODEL_FP8_STATIC, .calibrates = 1};
+    expect_error(load_edited(&m, "text", &cases[0].edit, &opts), ERR_LIMIT,
+                 "model.calibration: expected a model without experts, found 4 of them a layer");
+}
+END_TEST
+
 /* Spellings of the same scales. */
 START_TEST(scales_are_read_in_every_shape_that_writers_give_them)
 {
@@ -664,6 +701,7 @@ int main(void)
     tcase_add_test(loads, scales_are_read_in_every_shape_that_writers_give_them);
     tcase_add_test(loads, scales_of_queries_follow_their_rows);
     tcase_add_test(loads, a_matrix_rounded_in_part_loads_when_the_rest_may_be_rounded);
+    tcase_add_test(refuses, static_activations_need_an_input_scale_with_every_fp8_matrix);
     tcase_add_loop_test(refuses, a_fault_is_named_with_what_was_expected, 0, sizeof faults / sizeof *faults);
     tcase_add_test(refuses, room_is_counted_in_the_forms_of_the_file);
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {

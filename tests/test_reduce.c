@@ -35,11 +35,30 @@ START_TEST(a_narrow_wire_rounds_every_part_and_no_sum)
 }
 END_TEST
 
+/* The largest number becomes 448 times its row's scale; 1 is then 448 / 7 = 64 exactly. */
+START_TEST(with_a_scale_the_norm_is_rounded_to_fp8)
+{
+    const float gain[2] = {1, 1}, part[2] = {6, -1}, *parts[1] = {part};
+    float y[2] = {1, 0}, act[2], scale = 0;
+    const struct reduce a = {
+        .y = y,
+        .norm = {.x = y, .w = gain, .y = {.act = act}, .rows = 1, .dim = 2, .threads = 1, .eps = 0},
+        .rows = 1,
+        .n = 2,
+        .scale = &scale};
+    reduce_ref(&a, parts, 1);
+    ck_assert(y[0] == 7 && y[1] == -1);
+    ck_assert_float_eq_tol(scale, 1.4f / 448, 1e-7f); /* 7 / rms = 7 / 5 */
+    ck_assert(act[0] == 448 && act[1] == -64);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("reduce");
     TCase *t = tcase_create("reference");
     tcase_add_test(t, parts_are_added_in_the_order_of_ranks_and_then_to_the_stream);
+    tcase_add_test(t, with_a_scale_the_norm_is_rounded_to_fp8);
     tcase_add_test(t, a_narrow_wire_rounds_every_part_and_no_sum);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);

@@ -280,20 +280,27 @@ static double perplexity(const struct trace *t, int arm)
 
 START_TEST(every_arm_scores_the_same_text_and_the_stored_one_as_it_was_generated)
 {
+    enum { ARMS = 5 };
+    char arms[400];
+    snprintf(
+        arms, sizeof arms,
+        "arms=[{model.weights: bf16}, {model.weights: fp8}, {model.weights: fp8, model.activations: fp8}, "
+        "{label: KV8, model.kv: fp8}, {label: S8, model.weights: fp8, model.activations: fp8-static, "
+        "model.calibration: %s}]",
+        toy.config); /* a text like any other */
     const char *sets[] = {answers, "workload.mode=score", "workload.repeats=2", "sampling.rule=coupled",
-                          "arms=[{model.weights: bf16}, {model.weights: fp8}, {model.weights: fp8, "
-                          "model.activations: fp8}, {label: KV8, model.kv: fp8}]"};
+                          arms};
     struct trace gen = generated();
     ok(run_with("score.h5", sets, 5, RECORD_NEW));
     struct trace t = read_back("score.h5");
-    ck_assert_int_eq(t.n_arms, 4);
+    ck_assert_int_eq(t.n_arms, ARMS);
     ck_assert_str_eq(t.arms[2].label, "weights fp8, activations fp8");
     ck_assert_str_eq(t.arms[3].label, "KV8");
     ck_assert_ptr_nonnull(strstr(t.arms[2].config, "activations: fp8"));
-    ck_assert_int_eq(t.n_requests, 4 * 2 * TOY_DIR_REQUESTS);
+    ck_assert_int_eq(t.n_requests, ARMS * 2 * TOY_DIR_REQUESTS);
     ck_assert_int_eq(t.n_scores, t.n_tokens);
     ck_assert_int_eq(t.n_steps, 0);
-    double distance[4] = {0};
+    double distance[ARMS] = {0};
     for (int64_t i = 0; i < t.n_requests; i++) {
         const struct trace_request *q = &t.requests[i], *g = find_request(&gen, 0, q->request);
         ck_assert_int_eq(q->finish, TRACE_SCORED);
@@ -315,7 +322,7 @@ START_TEST(every_arm_scores_the_same_text_and_the_stored_one_as_it_was_generated
         }
     }
     ck_assert(distance[0] == 0 && distance[1] > 0 && distance[2] > 0 && distance[3] > 0);
-    ck_assert(distance[1] != distance[2]);
+    ck_assert(distance[1] != distance[2] && distance[4] > 0 && distance[4] != distance[2]);
     ck_assert(perplexity(&t, 0) == perplexity(&gen, 0));
     ck_assert(perplexity(&t, 1) != perplexity(&gen, 0));
     trace_deinit(&t);
