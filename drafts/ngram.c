@@ -60,8 +60,9 @@ static int ngram_max_nodes(const void *self)
     return g->max_nodes;
 }
 
-static int ngram_enqueue(void *self, const struct step *step)
+static int ngram_enqueue(void *self, const struct step *step, int reach)
 {
+    (void)reach;
     const struct ngram_draft *g = self;
     struct ngram a = g->search;
     a.seq = step->seq;

@@ -16,9 +16,9 @@ static int none_max_nodes(const void *self)
     return 0;
 }
 
-static int none_enqueue(void *self, const struct step *step)
+static int none_enqueue(void *self, const struct step *step, int reach)
 {
-    (void)self, (void)step;
+    (void)self, (void)step, (void)reach;
     return 0;
 }
 

@@ -7,7 +7,9 @@
 #include "kernels/accept.h"
 #include "kernels/attention.h"
 #include "kernels/embed.h"
+#include "kernels/gather.h"
 #include "kernels/gemm.h"
+#include "kernels/grow.h"
 #include "kernels/logits.h"
 #include "kernels/moe.h"
 #include "kernels/node_stats.h"
@@ -16,6 +18,7 @@
 #include "kernels/reduce.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/step.h"
+#include "kernels/top.h"
 #include <stdio.h>
 
 struct backend;
@@ -85,14 +88,18 @@ struct backend_ops {
     int  (*moe)(struct backend *be, const struct moe *a);
     int  (*kv_move)(struct backend *be, const struct kv_move *a);
     int  (*logits)(struct backend *be, const struct logits *a);
-    /* Make this backend a rank of c's group, with room for parts of so many bytes (struct reduce, struct gather); every rank calls it, each from
+    int  (*gather)(struct backend *be, const struct gather *a);
+    int  (*top)(struct backend *be, const struct top *a);
+    /* Make this backend a rank of c's group, with room for parts of so many bytes (struct reduce, struct allgather); every rank calls it, each from
      * its own thread, while nothing is under way, and again with c = &be->comm when parts grow (fewer bytes change nothing). From then on sync
      * and poll also report the failure of another rank, within c's patience. */
     int  (*join)(struct backend *be, const struct comm *c, size_t bytes);
     int  (*reduce)(struct backend *be, const struct reduce *a);
-    int  (*gather)(struct backend *be, const struct gather *a);
+    int  (*allgather)(struct backend *be, const struct allgather *a);
     /* The operations of a step around its pass; kernels/step.h. */
     int  (*ngram)(struct backend *be, const struct ngram *a);
+    int  (*grow_true)(struct backend *be, const struct grow *a);
+    int  (*grow_level)(struct backend *be, const struct grow *a, int level);
     int  (*step_plan)(struct backend *be, const struct step *s, int rows);
     int  (*step_commit)(struct backend *be, const struct step_commit *a);
     int  (*stamp)(struct backend *be, int64_t *at); /* *at = the time on the clock of enum step_clock; memory of the backend, or alloc_host's */

@@ -354,6 +354,19 @@ static int cpu_logits(struct backend *be, const struct logits *a)
     return 0;
 }
 
+static int cpu_gather(struct backend *be, const struct gather *a)
+{
+    launch(be)->gather(a);
+    return 0;
+}
+
+static int cpu_top(struct backend *be, const struct top *a)
+{
+    be->launches++;
+    top_ref(a);
+    return 0;
+}
+
 static void stamp_first(int64_t *begin)
 {
     if (*begin == 0)
@@ -365,6 +378,21 @@ static int cpu_ngram(struct backend *be, const struct ngram *a)
     be->launches++;
     stamp_first(a->begin);
     ngram_ref(a);
+    return 0;
+}
+
+static int cpu_grow_true(struct backend *be, const struct grow *a)
+{
+    be->launches++;
+    stamp_first(&a->step->clock[STEP_BEGIN]);
+    grow_true_ref(a);
+    return 0;
+}
+
+static int cpu_grow_level(struct backend *be, const struct grow *a, int level)
+{
+    be->launches++;
+    grow_level_ref(a, level);
     return 0;
 }
 
@@ -521,8 +549,12 @@ const struct backend_ops backend_cpu = {
     .logits = cpu_logits,
     .join = cpu_join,
     .reduce = cpu_reduce,
+    .allgather = cpu_allgather,
     .gather = cpu_gather,
+    .top = cpu_top,
     .ngram = cpu_ngram,
+    .grow_true = cpu_grow_true,
+    .grow_level = cpu_grow_level,
     .step_plan = cpu_step_plan,
     .step_commit = cpu_step_commit,
     .stamp = cpu_stamp,

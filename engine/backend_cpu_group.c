@@ -41,7 +41,7 @@ int cpu_reduce(struct backend *be, const struct reduce *a)
 }
 
 /* What a rank alone has of the whole: of each run of columns as many as its own part is wide. */
-static void gather_alone(const struct gather *a, const struct comm *c)
+static void allgather_alone(const struct allgather *a, const struct comm *c)
 {
     const int left = a->n - c->rank * a->each, mine = left < a->each ? left : a->each;
     for (int r = 0; r < a->rows; r++)
@@ -52,14 +52,14 @@ static void gather_alone(const struct gather *a, const struct comm *c)
         }
 }
 
-int cpu_gather(struct backend *be, const struct gather *a)
+int cpu_allgather(struct backend *be, const struct allgather *a)
 {
     const float *part[COMM_WORLD_MAX];
     if (be->comm.world > 1 && !be->comm.group) {
-        gather_alone(a, &be->comm);
+        allgather_alone(a, &be->comm);
         return 0;
     }
     TRY(meet(be, a->part, part));
-    gather_ref(a, part, world_of(be));
+    allgather_ref(a, part, world_of(be));
     return leave(be);
 }

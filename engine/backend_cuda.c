@@ -184,10 +184,35 @@ static int cuda_logits(struct backend *be, const struct logits *a)
                          (struct cuda_launch){"logits", a->rows, a->vocab, a->vocab});
 }
 
+static int cuda_gather(struct backend *be, const struct gather *a)
+{
+    return cuda_launched(be, gather_cuda(a, cuda_of(be)->stream),
+                         (struct cuda_launch){"gather", a->rows, a->dim, a->dim});
+}
+
+static int cuda_top(struct backend *be, const struct top *a)
+{
+    return cuda_launched(be, top_cuda(a, cuda_of(be)->stream),
+                         (struct cuda_launch){"top", a->rows, a->vocab, a->k});
+}
+
 static int cuda_ngram(struct backend *be, const struct ngram *a)
 {
     return cuda_launched(be, ngram_cuda(a, cuda_of(be)->stream),
                          (struct cuda_launch){"ngram", a->trees->slots, a->min, a->max});
+}
+
+static int cuda_grow_true(struct backend *be, const struct grow *a)
+{
+    const struct trees *t = &a->step->trees;
+    return cuda_launched(be, grow_true_cuda(a, cuda_of(be)->stream),
+                         (struct cuda_launch){"grow_true", t->slots, 1 + t->max_depth, 1});
+}
+
+static int cuda_grow_level(struct backend *be, const struct grow *a, int level)
+{
+    return cuda_launched(be, grow_level_cuda(a, level, cuda_of(be)->stream),
+                         (struct cuda_launch){"grow_level", a->step->trees.slots, a->width, a->top_k});
 }
 
 static int cuda_step_plan(struct backend *be, const struct step *s, int rows)
@@ -296,8 +321,12 @@ const struct backend_ops backend_cuda = {
     .logits = cuda_logits,
     .join = cuda_join,
     .reduce = cuda_reduce,
+    .allgather = cuda_allgather,
     .gather = cuda_gather,
+    .top = cuda_top,
     .ngram = cuda_ngram,
+    .grow_true = cuda_grow_true,
+    .grow_level = cuda_grow_level,
     .step_plan = cuda_step_plan,
     .step_commit = cuda_step_commit,
     .stamp = cuda_stamp,

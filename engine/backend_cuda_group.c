@@ -173,7 +173,7 @@ static int join(struct backend *be, struct cuda_group *g, const struct comm *c, 
     TRY(share_device(be, g, c));
     lay_ways(g, c);
     TRY(cuda_check(be, (cudaError_t)reduce_cuda_load(c->world), "loading the kernels of a group"));
-    TRY(cuda_check(be, (cudaError_t)gather_cuda_load(), "loading the kernels of a group"));
+    TRY(cuda_check(be, (cudaError_t)allgather_cuda_load(), "loading the kernels of a group"));
     TRY(open_library(be, g, c, bytes));
     return comm_barrier(c);
 }
@@ -263,10 +263,10 @@ int cuda_reduce(struct backend *be, const struct reduce *a)
                          (struct cuda_launch){"reduce", a->rows, a->n, a->n});
 }
 
-int cuda_gather(struct backend *be, const struct gather *a)
+int cuda_allgather(struct backend *be, const struct allgather *a)
 {
-    return cuda_launched(be, gather_cuda(a, way_of(be), cuda_of(be)->stream),
-                         (struct cuda_launch){"gather", a->rows, a->n, a->each});
+    return cuda_launched(be, allgather_cuda(a, way_of(be), cuda_of(be)->stream),
+                         (struct cuda_launch){"allgather", a->rows, a->n, a->each});
 }
 
 /* Of all ranks: the host of another one may stand in a call of the driver until its kernels end. NCCL's only
@@ -319,7 +319,7 @@ int cuda_group_check(struct backend *be)
         stop_kernels(g, be->comm.world);
     if (rc || lost == 0)
         return rc;
-    ERR_SET(ERR_DEVICE, "cuda: rank %d of %d waited %g s for rank %d in a reduce or gather on %s",
+    ERR_SET(ERR_DEVICE, "cuda: rank %d of %d waited %g s for rank %d in a reduce or allgather on %s",
             be->comm.rank, be->comm.world, 1e-9 * (double)g->way.patience_ns, lost - 1, be->device);
     comm_fail(&be->comm);
     return ERR_DEVICE;

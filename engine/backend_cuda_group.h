@@ -6,7 +6,7 @@
 
 int  cuda_join(struct backend *be, const struct comm *c, size_t bytes);
 int  cuda_reduce(struct backend *be, const struct reduce *a);
-int  cuda_gather(struct backend *be, const struct gather *a);
+int  cuda_allgather(struct backend *be, const struct allgather *a);
 /* Until the stream has done all that was enqueued. When another rank fails meanwhile, kernels that wait for it are told to stop. */
 cudaError_t cuda_group_wait(struct backend *be);
 int  cuda_group_check(struct backend *be); /* ERR_DEVICE when a kernel of this rank gave up on another one, or some rank failed */

@@ -15,8 +15,9 @@ enum { FORWARD_TAPS = 3 };
 /* Features for drafts that read the target: the residual stream as it enters three layers (model-formats D.2). */
 struct forward_tap {
     int layer[FORWARD_TAPS]; /* rising, below the model's layers */
-    float *out;              /* host memory of the backend [FORWARD_TAPS, max_rows, hidden], row i of the last pass at i; whole after sync.
-                                NULL: nobody asked, and a pass does no more than without */
+    float *out;              /* memory of the backend, or alloc_host's [FORWARD_TAPS, rows, hidden], row i of the last pass at i. NULL:
+                                nobody asked, and a pass does no more than without */
+    int rows;                /* 0: max_rows of the forward */
 };
 
 /* Sees each product with an FP8 matrix, a layer of experts aside, before it is enqueued and in place of rounding what it multiplies. Its errors

@@ -223,11 +223,11 @@ static int run_head(const struct forward *f, unsigned flags)
     struct model *m = f->model;
     const int partial = model_is_part(m);
     const struct gemm head = product_of_norm(f, &m->head, partial ? f->scratch->part_logits : f->logits);
-    const struct gather gather = {.part = f->scratch->part_logits,
-                                  .whole = f->logits,
-                                  .rows = f->rows.n,
-                                  .n = m->cfg.vocab,
-                                  .each = m->part.vocab_each};
+    const struct allgather allgather = {.part = f->scratch->part_logits,
+                                        .whole = f->logits,
+                                        .rows = f->rows.n,
+                                        .n = m->cfg.vocab,
+                                        .each = m->part.vocab_each};
     const struct logits stats = {.logits = f->logits,
                                  .out = f->stats,
                                  .rows = f->rows.n,
@@ -236,7 +236,7 @@ static int run_head(const struct forward *f, unsigned flags)
                                  .with_entropy = (flags & FORWARD_ENTROPY) != 0};
     TRY(m->be->ops->gemm(m->be, &head));
     if (partial)
-        TRY(m->be->ops->gather(m->be, &gather));
+        TRY(m->be->ops->allgather(m->be, &allgather));
     return m->be->ops->logits(m->be, &stats);
 }
 
@@ -244,11 +244,17 @@ static int run_head(const struct forward *f, unsigned flags)
 static int run_tap(const struct forward *f, int layer)
 {
     struct backend *be = f->model->be;
-    const size_t hidden = (size_t)f->model->cfg.hidden, rows = (size_t)f->rows.n;
-    for (int t = 0; f->tap.out && t < FORWARD_TAPS; t++)
+    const int hidden = f->model->cfg.hidden, plane = f->tap.rows ? f->tap.rows : f->max_rows;
+    for (int t = 0; f->tap.out && t < FORWARD_TAPS; t++) {
+        const struct gather copy = {.x = f->scratch->x,
+                                    .y = f->tap.out + (size_t)t * (size_t)plane * (size_t)hidden,
+                                    .rows = f->rows.n,
+                                    .k = hidden,
+                                    .dim = hidden,
+                                    .threads = be->threads};
         if (f->tap.layer[t] == layer)
-            TRY(be->ops->download(be, f->tap.out + (size_t)t * (size_t)f->max_rows * hidden, f->scratch->x,
-                                  rows * hidden * sizeof(float)));
+            TRY(be->ops->gather(be, &copy));
+    }
     return 0;
 }
 

@@ -1,7 +1,8 @@
-/* head_pass: the draft network as operations of the backend. */
+/* head_pass: the draft network as operations of the backend, none of which the host waits for. */
 #include "engine/err.h"
 #include "engine/head.h"
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 static int take(struct backend *be, size_t bytes, void *out)
@@ -12,11 +13,16 @@ static int take(struct backend *be, size_t bytes, void *out)
     return 0;
 }
 
+static const struct matrix *head_of(const struct head_pass *p)
+{
+    return p->head->lm_head.data ? &p->head->lm_head : &p->head->target->head;
+}
+
 static size_t most_scratch(const struct head_pass *p)
 {
     const struct head *h = p->head;
     const struct backend *be = h->be;
-    const struct matrix *all[] = {&h->fc[0], &h->qkv_e, &h->o, &h->gate_up, &h->down, &h->lm_head};
+    const struct matrix *all[] = {&h->fc, &h->qkv, &h->o, &h->gate_up, &h->down, head_of(p)};
     size_t most = 0;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         const size_t bytes = be->ops->gemm_bytes(be, p->max_rows, all[i]->n, all[i]->k);
@@ -31,20 +37,27 @@ static int take_memory(struct head_pass *p)
     struct backend *be = p->head->be;
     const size_t rows = (size_t)p->max_rows, hidden = (size_t)c->hidden, f = sizeof(float);
     const int q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
-    TRY(take(be, rows * (6 + (size_t)p->max_path) * sizeof(int), &p->ints));
+    const size_t ints = rows * (6 + (size_t)p->max_path);
+    p->staging = calloc(ints, sizeof *p->staging);
+    if (!p->staging)
+        FAIL(ERR_MEMORY, "head: out of memory for a pass of %d rows", p->max_rows);
+    TRY(take(be, ints * sizeof *p->ints, &p->ints));
     TRY(take(be, rows * hidden * f, &p->x));
     TRY(take(be, rows * hidden * f, &p->e));
     TRY(take(be, rows * (size_t)(q + 2 * kv) * f, &p->qkv));
     TRY(take(be, rows * (size_t)c->head_dim * f, &p->cos_sin));
     TRY(take(be, rows * (size_t)c->vocab * f, &p->logits));
-    TRY(take(be, be->ops->act_bytes(be, p->max_rows, c->hidden), &p->norm_e));
-    TRY(take(be, be->ops->act_bytes(be, p->max_rows, c->hidden), &p->norm_g));
-    TRY(take(be, be->ops->act_bytes(be, p->max_rows, c->target_hidden), &p->feature_norm));
+    TRY(take(be, HEAD_TAPS * rows * (size_t)c->target_hidden * f, &p->feature));
+    p->source.rows = p->feature;
+    p->source.plane = p->max_rows;
+    TRY(take(be, be->ops->act_bytes(be, p->max_rows, HEAD_TAPS * c->target_hidden), &p->features));
+    TRY(take(be, be->ops->act_bytes(be, p->max_rows, 2 * c->hidden), &p->beside));
+    TRY(take(be, be->ops->act_bytes(be, p->max_rows, c->hidden), &p->normed));
     TRY(take(be, be->ops->act_bytes(be, p->max_rows, q), &p->attended));
     TRY(take(be, be->ops->act_bytes(be, p->max_rows, c->ffn), &p->ffn));
-    TRY(take(be, rows * (hidden + 15) / 16 * f + 64 * rows, &p->square_e));
-    TRY(take(be, rows * ((size_t)c->target_hidden + hidden + 15) / 16 * f + 64 * rows, &p->square_g));
-    TRY(take(be, HEAD_TAPS * rows * (size_t)c->target_hidden * f, &p->feature));
+    TRY(take(be, rows * ((hidden + 15) / 16) * f, &p->square));
+    if (c->norm_before_fc)
+        TRY(take(be, HEAD_TAPS * rows * (size_t)c->target_hidden * f, &p->wide));
     TRY(take(be, most_scratch(p), &p->gemm));
     return take(be, be->ops->attention_bytes(be, p->max_rows, c->heads, c->kv_heads, c->head_dim, p->kv.cap),
                 &p->attention);
@@ -70,20 +83,28 @@ void head_pass_deinit(struct head_pass *p)
 {
     if (p->head) {
         struct backend *be = p->head->be;
-        void *const lent[] = {p->ints,    p->x,      p->e,         p->qkv,         p->cos_sin,  p->logits,
-                              p->norm_e,  p->norm_g, p->attended,  p->ffn,         p->square_e, p->square_g,
-                              p->feature, p->gemm,   p->attention, p->feature_norm};
+        void *const lent[] = {p->ints,    p->feature,  p->x,        p->logits,    p->e,      p->qkv,
+                              p->cos_sin, p->square,   p->gemm,     p->attention, p->normed, p->beside,
+                              p->wide,    p->features, p->attended, p->ffn};
         for (size_t i = 0; i < sizeof lent / sizeof *lent; i++)
             be->ops->release(be, lent[i]);
         kv_deinit(&p->kv);
+        free(p->staging);
     }
     *p = (struct head_pass){0};
 }
 
-static struct rows lay(struct head_pass *p, const struct head_row *rows, int n)
+static struct rows rows_at(int *at, int width, int n)
+{
+    return (struct rows){
+        n, at, at + width, at + 2 * width, at + 3 * width, at + 4 * width, at + 5 * width, at + 6 * width};
+}
+
+/* Describe the rows in backend memory. */
+static int lay(struct head_pass *p, const struct head_row *rows, int n)
 {
     const int width = p->max_rows;
-    int *at = p->ints, used = 0;
+    int *at = p->staging, used = 0;
     for (int i = 0; i < n; i++) {
         const struct head_row *r = &rows[i];
         const int steps = r->pos - r->base + 1;
@@ -93,8 +114,8 @@ static struct rows lay(struct head_pass *p, const struct head_row *rows, int n)
         for (int k = 0; k < steps; k++)
             at[6 * width + used++] = r->path[k];
     }
-    return (struct rows){
-        n, at, at + width, at + 2 * width, at + 3 * width, at + 4 * width, at + 5 * width, at + 6 * width};
+    const size_t ints = 6 * (size_t)width + (size_t)used;
+    return p->head->be->ops->upload(p->head->be, p->ints, at, ints * sizeof *at);
 }
 
 static struct gemm product(const struct head_pass *p, const struct matrix *w, const void *x, void *y)
@@ -108,116 +129,187 @@ static struct gemm product(const struct head_pass *p, const struct matrix *w, co
                          .eps = p->head->cfg.rms_eps};
 }
 
-static struct rmsnorm norm_of(const struct head_pass *p, const float *x, const float *w, void *act,
-                              float *square)
+/* A product of the stream's norm. */
+static struct gemm product_of_norm(const struct head_pass *p, const struct matrix *w, void *y)
 {
-    const struct head *h = p->head;
-    return (struct rmsnorm){.x = x,
-                            .w = w,
-                            .y = {act, square, ACT_BF16},
-                            .rows = p->n,
-                            .dim = h->cfg.hidden,
-                            .threads = h->be->threads,
-                            .eps = h->cfg.rms_eps};
+    struct gemm a = product(p, w, p->normed, y);
+    a.square = p->square;
+    return a;
 }
 
-/* x = fc(features) */
+/* What a matrix multiplies is kept in the form that goes with its own. */
+static enum act_form form_for(const struct matrix *w)
+{
+    return w->form == MATRIX_FP8 ? ACT_F16 : ACT_BF16;
+}
+
+/* Rows as they are, or normed with gain w, to the first columns of what `next` multiplies. */
+static struct gather part_of(const struct head_pass *p, const float *x, const float *w, int dim,
+                             const struct matrix *next, void *act)
+{
+    return (struct gather){.x = x,
+                           .w = w,
+                           .act = act,
+                           .k = next->k,
+                           .form = form_for(next),
+                           .rows = p->n,
+                           .dim = dim,
+                           .threads = p->head->be->threads,
+                           .eps = p->head->cfg.rms_eps};
+}
+
+/* x = norm(x) with gain w */
+static int norm_stream(struct head_pass *p, const float *w)
+{
+    const struct head *h = p->head;
+    const struct gather a = {.x = p->x,
+                             .w = w,
+                             .y = p->x,
+                             .k = h->cfg.hidden,
+                             .rows = p->n,
+                             .dim = h->cfg.hidden,
+                             .threads = h->be->threads,
+                             .eps = h->cfg.rms_eps};
+    return h->be->ops->gather(h->be, &a);
+}
+
+/* x = fc(features), each or all of them normed before or none */
 static int fuse(struct head_pass *p)
 {
     const struct head *h = p->head;
-    const size_t plane = (size_t)p->max_rows * (size_t)h->cfg.target_hidden;
+    const int dim = h->cfg.target_hidden, wide = HEAD_TAPS * dim;
+    const struct gemm fc = product(p, &h->fc, p->features, p->x);
     for (int t = 0; t < HEAD_TAPS; t++) {
-        const float *feature = p->feature + (size_t)t * plane;
-        struct gemm a = product(p, &h->fc[t], feature, p->x);
-        a.accumulate = t > 0;
-        if (h->cfg.fc_norm) {
-            struct rmsnorm n = norm_of(p, feature, h->fc_norm[t], p->feature_norm, p->square_g);
-            n.dim = h->cfg.target_hidden;
-            TRY(h->be->ops->rmsnorm(h->be, &n));
-            a.x = p->feature_norm;
-            a.square = p->square_g;
-        }
-        TRY(h->be->ops->gemm(h->be, &a));
+        const float *feature = p->source.rows + (size_t)t * (size_t)p->source.plane * (size_t)dim;
+        struct gather a =
+            part_of(p, feature, h->cfg.fc_norm ? h->fc_norm[t] : NULL, dim, &h->fc, p->features);
+        a.from = p->source.from;
+        a.column = t * dim;
+        a.y = p->wide;
+        TRY(h->be->ops->gather(h->be, &a));
     }
-    return 0;
+    const struct gather norm = part_of(p, p->wide, h->input_norm, wide, &h->fc, p->features);
+    if (h->cfg.norm_before_fc)
+        TRY(h->be->ops->gather(h->be, &norm));
+    return h->be->ops->gemm(h->be, &fc);
 }
 
-/* x += W y, then its norm with gain w. */
-static int residual(struct head_pass *p, const struct matrix *w, void *y, const float *gain)
-{
-    struct residual a = {.product = product(p, w, y, p->x),
-                         .norm = norm_of(p, p->x, gain, p->norm_g, p->square_g)};
-    a.product.accumulate = 1;
-    return p->head->be->ops->residual(p->head->be, &a);
-}
-
-static int attend(struct head_pass *p, const struct rows *rows)
+/* norm(e) beside norm(g); the stream goes on from g or from its norm. */
+static int read_input(struct head_pass *p, const struct rows *rows)
 {
     const struct head *h = p->head;
-    const struct head_config *c = &h->cfg;
-    struct backend *be = h->be;
-    struct gemm of_embedding = product(p, &h->qkv_e, p->norm_e, p->qkv);
-    struct qkv a = {.product = product(p, &h->qkv_g, p->norm_g, p->qkv),
-                    .rope = {.rows = rows,
-                             .qkv = p->qkv,
-                             .cos_sin = p->cos_sin,
-                             .kv = p->kv.layers[0],
-                             .heads = c->heads,
-                             .threads = be->threads,
-                             .rotate = 1}};
-    const struct attention attention = {.rows = rows,
-                                        .qkv = p->qkv,
-                                        .kv = p->kv.layers[0],
-                                        .y = p->attended,
-                                        .scratch = p->attention,
-                                        .heads = c->heads,
-                                        .threads = be->threads,
-                                        .reach = p->kv.cap,
-                                        .y_form = ACT_BF16,
-                                        .scale = 1.0f / sqrtf((float)c->head_dim)};
-    of_embedding.square = p->square_e;
-    a.product.square = p->square_g;
+    const struct backend_ops *ops = h->be->ops;
+    const int hidden = h->cfg.hidden;
+    const struct embed embed = {
+        .w = h->embed.data ? &h->embed : &h->target->embed, .token = rows->token, .y = p->e, .rows = p->n};
+    const struct gather e = part_of(p, p->e, h->embed_norm, hidden, &h->qkv, p->beside);
+    struct gather g = part_of(p, p->x, h->hidden_norm, hidden, &h->qkv, p->beside);
+    g.column = hidden;
+    TRY(ops->embed(h->be, &embed));
+    TRY(ops->gather(h->be, &e));
+    if (h->cfg.norm_before_residual) {
+        TRY(norm_stream(p, h->hidden_norm));
+        g.w = NULL;
+    }
+    return ops->gather(h->be, &g);
+}
+
+/* x += W y, then its norm with gain w for the next product. */
+static int residual(struct head_pass *p, const struct matrix *w, void *y, const float *gain,
+                    const struct matrix *next)
+{
+    const struct head *h = p->head;
+    struct residual a = {.product = product(p, w, y, p->x),
+                         .norm = {.x = p->x,
+                                  .w = gain,
+                                  .y = {p->normed, p->square, form_for(next)},
+                                  .rows = p->n,
+                                  .dim = h->cfg.hidden,
+                                  .threads = h->be->threads,
+                                  .eps = h->cfg.rms_eps}};
     a.product.accumulate = 1;
-    TRY(be->ops->gemm(be, &of_embedding));
-    TRY(be->ops->qkv(be, &a));
-    return be->ops->attention(be, &attention);
+    return h->be->ops->residual(h->be, &a);
+}
+
+/* Queries, and keys and values in their cells. */
+static int run_cache(struct head_pass *p, const struct rows *rows)
+{
+    const struct head *h = p->head;
+    const struct qkv qkv = {.product = product(p, &h->qkv, p->beside, p->qkv),
+                            .rope = {.rows = rows,
+                                     .qkv = p->qkv,
+                                     .cos_sin = p->cos_sin,
+                                     .kv = p->kv.layers[0],
+                                     .heads = h->cfg.heads,
+                                     .threads = h->be->threads,
+                                     .rotate = 1,
+                                     .qk_norm = h->cfg.qk_norm ? h->cfg.rms_eps : 0,
+                                     .qk_gain = h->qk_gain}};
+    TRY(h->be->ops->rope_table(h->be, rows, h->inv_freq, h->cfg.head_dim, p->cos_sin));
+    return h->be->ops->qkv(h->be, &qkv);
+}
+
+static int run_attention(struct head_pass *p, const struct rows *rows, int reach)
+{
+    const struct head *h = p->head;
+    const struct attention a = {.rows = rows,
+                                .qkv = p->qkv,
+                                .kv = p->kv.layers[0],
+                                .y = p->attended,
+                                .scratch = p->attention,
+                                .heads = h->cfg.heads,
+                                .threads = h->be->threads,
+                                .reach = reach,
+                                .y_form = form_for(&h->o),
+                                .scale = 1.0f / sqrtf((float)h->cfg.head_dim)};
+    TRY(h->be->ops->attention(h->be, &a));
+    return residual(p, &h->o, p->attended, h->ffn_norm, &h->gate_up);
 }
 
 static int run_mlp(struct head_pass *p)
 {
     const struct head *h = p->head;
-    struct gemm gate_up = product(p, &h->gate_up, p->norm_g, p->ffn);
-    gate_up.square = p->square_g;
+    struct gemm gate_up = product_of_norm(p, &h->gate_up, p->ffn);
+    gate_up.y_form = form_for(&h->down);
     TRY(h->be->ops->swiglu(h->be, &gate_up));
-    return residual(p, &h->down, p->ffn, h->norm);
+    return residual(p, &h->down, p->ffn, h->norm, head_of(p));
 }
 
-int head_pass_run(struct head_pass *p, const struct head_row *row, int n, int with_features)
+/* Logits, and what the next g is. */
+static int run_out(struct head_pass *p)
 {
     const struct head *h = p->head;
-    struct backend *be = h->be;
-    const size_t bytes = (size_t)n * (size_t)h->cfg.hidden * sizeof(float);
-    const struct rows rows = lay(p, row, n);
-    const struct embed embed = {
-        .w = h->embed.data ? &h->embed : &h->target->embed, .token = rows.token, .y = p->e, .rows = n};
-    p->n = n;
-    if (with_features)
+    const struct gemm logits = product_of_norm(p, head_of(p), p->logits);
+    TRY(h->be->ops->gemm(h->be, &logits));
+    return h->cfg.feed_normed ? norm_stream(p, h->norm) : 0;
+}
+
+int head_pass_enqueue(struct head_pass *p, const struct rows *rows, int reach, unsigned flags)
+{
+    p->n = rows->n;
+    if (flags & HEAD_FEATURES)
         TRY(fuse(p));
-    const struct rmsnorm norm_e = norm_of(p, p->e, h->embed_norm, p->norm_e, p->square_e);
-    const struct rmsnorm norm_g = norm_of(p, p->x, h->hidden_norm, p->norm_g, p->square_g);
-    TRY(be->ops->embed(be, &embed));
-    TRY(be->ops->rmsnorm(be, &norm_e));
-    TRY(be->ops->rmsnorm(be, &norm_g));
-    TRY(be->ops->rope_table(be, &rows, h->inv_freq, h->cfg.head_dim, p->cos_sin));
-    TRY(attend(p, &rows));
-    if (h->cfg.norm_before_residual)
-        memcpy(p->x, p->norm_g, bytes);
-    TRY(residual(p, &h->o, p->attended, h->ffn_norm));
+    TRY(read_input(p, rows));
+    TRY(run_cache(p, rows));
+    if (flags & HEAD_CACHE)
+        return 0;
+    TRY(run_attention(p, rows, reach));
     TRY(run_mlp(p));
-    struct gemm logits = product(p, h->lm_head.data ? &h->lm_head : &h->target->head, p->norm_g, p->logits);
-    logits.square = p->square_g;
-    TRY(be->ops->gemm(be, &logits));
-    if (h->cfg.feed_normed)
-        memcpy(p->x, p->norm_g, bytes);
-    return be->ops->sync(be);
+    return run_out(p);
+}
+
+int head_pass_start(struct head_pass *p, const struct head_row *row, int n, unsigned flags)
+{
+    const struct rows rows = rows_at(p->ints, p->max_rows, n);
+    int reach = 1;
+    for (int i = 0; i < n; i++)
+        reach = row[i].pos >= reach ? row[i].pos + 1 : reach;
+    TRY(lay(p, row, n));
+    return head_pass_enqueue(p, &rows, reach, flags);
+}
+
+int head_pass_run(struct head_pass *p, const struct head_row *rows, int n, unsigned flags)
+{
+    TRY(head_pass_start(p, rows, n, flags));
+    return p->head->be->ops->sync(p->head->be);
 }

@@ -106,12 +106,17 @@ int build_floats(struct backend *be, const float *values, int n, float **out)
     return be->ops->upload(be, p, values, (size_t)n * sizeof *values);
 }
 
-int build_norm(struct build *b, const char *name, float **out)
+int build_vector(struct build *b, const char *name, int n, float **out)
 {
     char full[WEIGHT_NAME_MAX];
     snprintf(full, sizeof full, "%s.weight", name);
-    TRY(weights_vector(&b->from, full, b->m->cfg.hidden, b->vector));
-    return build_floats(b->m->be, b->vector, b->m->cfg.hidden, out);
+    TRY(weights_vector(&b->from, full, n, b->vector));
+    return build_floats(b->m->be, b->vector, n, out);
+}
+
+int build_norm(struct build *b, const char *name, float **out)
+{
+    return build_vector(b, name, b->m->cfg.hidden, out);
 }
 
 /* A random embedding before experts is as large as what layers add to it: a row's own token, not the text

@@ -1,4 +1,4 @@
-/* model_build: what the files of engine/model share while a model comes into being. Private to model*.c. */
+/* model_build: what the files of engine/model share while a model comes into being, and a draft head after it. Private to model*.c and head.c. */
 #ifndef ENGINE_MODEL_BUILD_H
 #define ENGINE_MODEL_BUILD_H
 #include "engine/model.h"
@@ -10,7 +10,7 @@ struct build {
     struct model *m;
     struct weights from;
     float *router;   /* owned [experts]: norms of a random router's rows; NULL: no layer has experts */
-    float *vector;   /* owned [hidden or more] staging for norms */
+    float *vector;   /* owned [hidden or more] staging for norms and vectors */
     int kv_scales;   /* of the cache, found in the checkpoint and not used */
     float kv_scale;  /* the largest */
 };
@@ -27,7 +27,8 @@ struct build_matrix {
 int  build_matrix(struct build *b, struct matrix *w, const struct build_matrix *from);
 /* Values to memory of the backend. */
 int  build_floats(struct backend *be, const float *values, int n, float **out);
-int  build_norm(struct build *b, const char *name, float **out); /* name without ".weight" */
+int  build_vector(struct build *b, const char *name, int n, float **out); /* name without ".weight"; n: at most that of the staging */
+int  build_norm(struct build *b, const char *name, float **out); /* [hidden] */
 /* Norms [experts] that a random router's rows need for the shares of model_opts.expert_skew. ERR_CONFIG: no norms give them. */
 int  build_router_norms(int experts, double skew, float *norm);
 int  build_layer(struct build *b, int i);

@@ -174,7 +174,7 @@ static int read_llama3(struct model_config *c, const json_t *rope, const char *w
     return 0;
 }
 
-static int read_rope(struct model_config *c, const json_t *o, const char *what)
+int model_config_rope(struct model_config *c, const json_t *o, const char *what)
 {
     const json_t *rope = NULL;
     const char *type = NULL;
@@ -220,7 +220,7 @@ static int read_config(struct model_config *c, const json_t *o, const char *what
     TRY(model_config_range(text, "rms_norm_eps", what, 1e-12, 1, &eps, &c->rms_eps));
     TRY(json_get_bool(o, "tie_word_embeddings", what, &tied, &tied));
     TRY(json_get_bool(text, "tie_word_embeddings", what, &tied, &c->tied));
-    return read_rope(c, text, what);
+    return model_config_rope(c, text, what);
 }
 
 /* ModelOpt describes its rounding in a file of its own, older versions nowhere else. */

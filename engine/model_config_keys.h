@@ -1,4 +1,4 @@
-/* model_config_keys: what the readers of one config.json share. Private to model_config*.c. */
+/* model_config_keys: what the readers of a config.json share. Private to model_config*.c and head_config.c. */
 #ifndef ENGINE_MODEL_CONFIG_KEYS_H
 #define ENGINE_MODEL_CONFIG_KEYS_H
 #include "engine/json.h"
@@ -19,6 +19,8 @@ enum {
 /* An integer in [1, hi], a number in [lo, hi]; fallback NULL: the key must be there. */
 int  model_config_dim(const json_t *o, const char *key, const char *what, long hi, const int *fallback, int *out);
 int  model_config_range(const json_t *o, const char *key, const char *what, double lo, double hi, const double *fallback, float *out);
+/* rope_theta, rope_parameters, rope_scaling: the rope_* of c; the default theta is Llama 4's where c says llama4. */
+int  model_config_rope(struct model_config *c, const json_t *o, const char *what);
 /* The keys that only Llama 4 has, and both widths; layers and shapes are there already. */
 int  model_config_llama4(struct model_config *c, const json_t *text, const char *what);
 /* quantization_config, of any object that may hold one: ERR_LIMIT for a format that is not read. */

@@ -69,11 +69,11 @@ static double bytes_reduce(const struct bench *b, const struct operation *o, int
     return (double)world * a->rows * a->n * (a->wire == WIRE_BF16 ? sizeof(bf16) : sizeof(float));
 }
 
-static double bytes_gather(const struct bench *b, const struct operation *o, int context)
+static double bytes_allgather(const struct bench *b, const struct operation *o, int context)
 {
     (void)b;
     (void)context;
-    return (double)o->a.gather.rows * o->a.gather.n * sizeof(float);
+    return (double)o->a.allgather.rows * o->a.allgather.n * sizeof(float);
 }
 
 static double bytes_logits(const struct bench *b, const struct operation *o, int context)
@@ -149,7 +149,7 @@ const struct bench_kind bench_kinds[] = {
     {"moe", "experts", OPERATION_MOE, 1, ANY, bytes_moe},
     {"reduce", "parts", OPERATION_REDUCE, 1, ANY, bytes_reduce},
     {"head", "weights", OPERATION_GEMM, 0, BENCH_OF_MODEL, 0, bytes_product},
-    {"gather", "logits", OPERATION_GATHER, 0, ANY, bytes_gather},
+    {"allgather", "logits", OPERATION_ALLGATHER, 0, ANY, bytes_allgather},
     {"logits", "logits", OPERATION_LOGITS, 0, ANY, bytes_logits},
     {"accept", "logits", OPERATION_ACCEPT, 0, ANY, bytes_accept},
     {"node_stats", "logits", OPERATION_NODE_STATS, 0, ANY, bytes_node_stats},

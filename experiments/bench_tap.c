@@ -93,9 +93,9 @@ static int keep_reduce(struct backend *be, const struct reduce *a)
     return keep(be, &(struct operation){.kind = OPERATION_REDUCE, .a.reduce = *a});
 }
 
-static int keep_gather(struct backend *be, const struct gather *a)
+static int keep_allgather(struct backend *be, const struct allgather *a)
 {
-    return keep(be, &(struct operation){.kind = OPERATION_GATHER, .a.gather = *a});
+    return keep(be, &(struct operation){.kind = OPERATION_ALLGATHER, .a.allgather = *a});
 }
 
 void tap_open(struct tap *t)
@@ -117,7 +117,7 @@ void tap_open(struct tap *t)
     t->ops.route = keep_route;
     t->ops.moe = keep_moe;
     t->ops.reduce = keep_reduce;
-    t->ops.gather = keep_gather;
+    t->ops.allgather = keep_allgather;
     t->be.ops = &t->ops;
 }
 
@@ -236,8 +236,8 @@ int operation_enqueue(const struct operation *o, struct backend *be)
         return be->ops->moe(be, &o->a.moe);
     case OPERATION_REDUCE:
         return be->ops->reduce(be, &o->a.reduce);
-    case OPERATION_GATHER:
-        return be->ops->gather(be, &o->a.gather);
+    case OPERATION_ALLGATHER:
+        return be->ops->allgather(be, &o->a.allgather);
     case OPERATION_ACCEPT:
         return be->ops->accept(be, &o->a.accept);
     case OPERATION_NODE_STATS:

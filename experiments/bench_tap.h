@@ -20,7 +20,7 @@ enum operation_kind {
     OPERATION_ROUTE,
     OPERATION_MOE,
     OPERATION_REDUCE,
-    OPERATION_GATHER,
+    OPERATION_ALLGATHER,
     OPERATION_ACCEPT, /* from here on: of a step around its pass */
     OPERATION_NODE_STATS,
     OPERATION_PLAN,
@@ -57,7 +57,7 @@ struct operation {
         struct route route;
         struct moe moe;
         struct reduce reduce;
-        struct gather gather;
+        struct allgather allgather;
         struct accept accept;
         struct node_stats node_stats;
         struct step_plans plan;

@@ -62,6 +62,7 @@ static inline int rows_cell(const struct rows *rows, int r, int p)
  * in the layout of Hugging Face checkpoints), norm them where the model does, write k and v to their cells.
  *   x'[j] = x[j] cos(a_j) - x[j + h] sin(a_j);  x'[j + h] = x[j + h] cos(a_j) + x[j] sin(a_j);  a_j = pos * inv_freq[j], f32
  *   qk_norm: x'' = x' / sqrt(mean over the head's components of x'^2 + qk_norm);  temperature: q'' = q' * temperature[r]
+ *   qk_gain: that norm comes first and is multiplied, x = x / sqrt(...) * gain, then the rotation (Qwen3)
  * shapes   qkv f32 [rows, (heads + 2 kv_heads) * head_dim]: q, k, v one after the other; q is rotated in place
  *          cos_sin f32 [rows, head_dim]: cosines then sines, from rope_table
  * needs    head_dim % 16 == 0 with qk_norm
@@ -74,6 +75,7 @@ struct rope {
     int heads, threads;
     int rotate;               /* 0: q and k stay as they are (Llama 4's NoPE layers), cos_sin is not read */
     float qk_norm;            /* the eps of a norm of each head of q and k, without weights; 0: none */
+    const float *qk_gain;     /* with qk_norm, CPU alone: f32 [2, head_dim], of queries, then of keys; NULL: a norm without, behind the rotation */
     const float *temperature; /* f32 [rows], from rope_temperature; NULL: none */
 };
 /* The product that makes q, k and v, then rope on it: product.y is rope.qkv, W is packed with MATRIX_ROTARY. On CUDA one kernel, unless in

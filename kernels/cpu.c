@@ -8,6 +8,7 @@
     void rope_##isa(const struct rope *a);                                                                   \
     void attention_##isa(const struct attention *a);                                                         \
     void logits_##isa(const struct logits *a);                                                               \
+    void gather_##isa(const struct gather *a);                                                               \
     void route_##isa(const struct route *a);                                                                 \
     void moe_##isa(const struct moe *a);                                                                     \
     static const struct cpu_kernels table_##isa = {.name = #isa,                                             \
@@ -17,6 +18,7 @@
                                                    .rope = rope_##isa,                                       \
                                                    .attention = attention_##isa,                             \
                                                    .logits = logits_##isa,                                   \
+                                                   .gather = gather_##isa,                                   \
                                                    .route = route_##isa,                                     \
                                                    .moe = moe_##isa};
 

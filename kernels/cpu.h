@@ -3,6 +3,7 @@
 #define KERNELS_CPU_H
 #include "kernels/attention.h"
 #include "kernels/embed.h"
+#include "kernels/gather.h"
 #include "kernels/gemm.h"
 #include "kernels/logits.h"
 #include "kernels/moe.h"
@@ -17,6 +18,7 @@ struct cpu_kernels {
     void (*rope)(const struct rope *a);
     void (*attention)(const struct attention *a);
     void (*logits)(const struct logits *a);
+    void (*gather)(const struct gather *a);
     void (*route)(const struct route *a);
     void (*moe)(const struct moe *a);
 };

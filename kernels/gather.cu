@@ -1,111 +1,85 @@
-/* gather: every rank sends its columns to every other. A rank whose part is the shorter has less to send in the
- * last piece, but never nothing: see inbox.cuh.
- * launch   blocks of 64..512 threads, a thread four numbers at a time
- * moves    8 rows n bytes here, rows each 4 over the links for each other rank */
-#include "kernels/inbox.cuh"
+/* gather: a block takes a row, four threads a step of 16 numbers as the act's lanes do: numbers i, i + 1, i +
+ * 8 and i + 9, so that a warp's loads and stores fill sectors of 32 bytes.
+ *
+ * launch   grid [rows], block 256
+ * math     a norm's squares: a thread adds its numbers in the order of steps, within one fma(odd, odd,
+ * fma(even, even, .)) of i and i + 1, then of i + 8 and i + 9; lanes pairwise: l with l ^ 16, 8, 4, 2, 1;
+ * warps in order. Fixed by dim alone moves    see kernels/gather.h; with w a row is read twice, the second
+ * time from the first level cache roof     none that matters: 64 rows of 4096 are 2 MB, the launch is the
+ * cost */
+#include "kernels/act.h"
+#include "kernels/gather.h"
+#include "kernels/launch.cuh"
+#include "kernels/norm.cuh"
 
-/* Vectors [first, first + vectors) of every rank's part, seen as one row of numbers. */
-struct gathering {
-    const float *part;
-    float *whole;
-    int rows, n, each, first, vectors;
-};
+enum { THREADS = 256, WARPS = THREADS / 32, EACH = THREADS / 4 * ACT_STEP };
 
-/* Of rank p's part in `whole`. */
-static __device__ int columns(const struct gathering &g, const struct reduce_way &w, int p)
+static __device__ float number(const float *x, int i, int dim)
 {
-    return p < w.world - 1 ? g.each : g.n - (w.world - 1) * g.each;
+    return i < dim ? x[i] : 0.0f;
 }
 
-/* Vectors that rank p, with so many columns, sends: always one, since every operation must. */
-static __device__ int sends(const struct gathering &g, int columns)
+/* Over the row, in every thread of the block. */
+static __device__ float sum_of_squares(const float *x, int dim)
 {
-    const int left = (g.rows * columns + 3) / 4 - g.first, some = left < g.vectors ? left : g.vectors;
-    return some < 1 ? 1 : some;
-}
-
-/* Vector v of rank p's part, which has `width` columns, to its place; alone that may be more than there is
- * room for. */
-static __device__ void place(const struct gathering &g, const struct reduce_way &w, int p, int width, int v,
-                             float4 x)
-{
-    const int flat = (g.first + v) * 4, room = columns(g, w, p);
-    int row = flat / width, column = flat - row * width;
-    float *to = g.whole + (size_t)p * (size_t)g.each;
-    if ((width | g.n | g.each) % 4 == 0) {
-        if (row < g.rows && column < room)
-            *(float4 *)(to + (size_t)row * (size_t)g.n + column) = x;
-        return;
-    }
-    const float e[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if (row < g.rows && column < room)
-            to[(size_t)row * (size_t)g.n + (size_t)column] = e[i];
-        if (++column == width) {
-            column = 0;
-            row++;
+    __shared__ float part[WARPS];
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    float sum = 0;
+    for (int at = (int)threadIdx.x / 4 * ACT_STEP + (int)threadIdx.x % 4 * 2; at < dim; at += EACH)
+        for (int half = 0; half < ACT_STEP; half += ACT_STEP / 2) {
+            const float even = number(x, at + half, dim), odd = number(x, at + half + 1, dim);
+            sum = __fmaf_rn(odd, odd, __fmaf_rn(even, even, sum));
         }
-    }
+    for (int mask = 16; mask > 0; mask /= 2)
+        sum = norm_add(sum, mask);
+    if (lane == 0)
+        part[warp] = sum;
+    __syncthreads();
+    sum = part[0];
+    for (int i = 1; i < WARPS; i++)
+        sum = __fadd_rn(sum, part[i]);
+    return sum;
 }
 
-static __global__ void __launch_bounds__(INBOX_THREADS) gather_kernel(struct gathering g, struct reduce_way w)
+/* Numbers i and i + 1 of the row; past its end they are what pads the act. */
+static __device__ void put(const struct gather &a, int row, int i, float low, float high)
 {
-    const int at = (int)(blockIdx.x * blockDim.x + threadIdx.x), stride = (int)(gridDim.x * blockDim.x);
-    const int own = columns(g, w, w.rank), mine = sends(g, own);
-    if (w.early)
-        launch_trigger();
+    if (a.y && i < a.dim) {
+        float *y = a.y + (size_t)row * (size_t)a.k + (size_t)(a.column + i);
+        y[0] = low;
+        y[1] = high;
+    }
+    if (a.act)
+        *(uint32_t *)((uint16_t *)a.act + act_at(row, a.column + i, a.k)) =
+            (uint32_t)norm_act(low, a.form) | (uint32_t)norm_act(high, a.form) << 16;
+}
+
+static __global__ void __launch_bounds__(THREADS) gather_kernel(const __grid_constant__ struct gather a)
+{
+    const int row = (int)blockIdx.x;
+    launch_trigger();
     launch_wait();
-    struct visit t = visit_open(w);
-    for (int v = at; v < mine; v += stride) {
-        const float4 x = load(g.part, (g.first + v) * 4, g.rows * own);
-        uint4 sent;
-        pack(x, &sent);
-        for (int i = 1; i < w.world && !t.lost; i++) {
-            const int p = w.rank + i < w.world ? w.rank + i : w.rank + i - w.world;
-            poke((uint4 *)(w.part[p] + t.inbox) + v, sent);
+    const int from = a.from ? a.from[row] : row;
+    if (from < 0)
+        return;
+    const float *x = a.x + (size_t)from * (size_t)a.dim;
+    const float factor = a.w ? norm_factor(sum_of_squares(x, a.dim), a.dim, a.eps) : 1.0f;
+    /* the act's last part ends with its padding */
+    const int is_last = a.act && a.column + a.dim == a.k,
+              end = is_last ? (a.k + ACT_STEP - 1) / ACT_STEP * ACT_STEP - a.column : a.dim;
+    for (int at = (int)threadIdx.x / 4 * ACT_STEP + (int)threadIdx.x % 4 * 2; at < end; at += EACH)
+        for (int half = at; half < end && half < at + ACT_STEP; half += ACT_STEP / 2) {
+            float low = number(x, half, a.dim), high = number(x, half + 1, a.dim);
+            if (a.w) {
+                low = __fmul_rn(__fmul_rn(low, factor), number(a.w, half, a.dim));
+                high = __fmul_rn(__fmul_rn(high, factor), number(a.w, half + 1, a.dim));
+            }
+            put(a, row, half, low, high);
         }
-        place(g, w, w.rank, own, v, x);
-    }
-    visit_count(w, t);
-    for (int v = at; v < g.vectors; v += stride) {
-        unsigned wanted = others(w);
-        uint4 all[RANKS];
-#pragma unroll
-        for (int p = 0; p < RANKS; p++)
-            if (p < w.world && v >= sends(g, w.alone ? own : columns(g, w, p)))
-                wanted &= ~(1u << p);
-        unsigned char *box = w.inbox + t.inbox + (size_t)v * sizeof(uint4);
-        const unsigned taken = take<RANKS>(w, box, w.room, 0, wanted, all, &t);
-#pragma unroll
-        for (int p = 0; p < RANKS; p++)
-            if (wanted >> p & 1)
-                place(g, w, p, w.alone ? own : columns(g, w, p), v, unpack(all[p]));
-        put_back<RANKS>(box, w.room, taken, all);
-    }
 }
 
-KERN_API int gather_cuda(const struct gather *a, const struct reduce_way *w, void *stream)
+KERN_API int gather_cuda(const struct gather *a, void *stream)
 {
-    const size_t vectors = ((size_t)a->rows * (size_t)a->each + 3) / 4;
-    struct gathering g = {};
-    int rc = 0;
-    g.part = a->part;
-    g.whole = a->whole;
-    g.rows = a->rows;
-    g.n = a->n;
-    g.each = a->each;
-    for (size_t at = 0; at < vectors && rc == 0; at += (size_t)g.vectors) {
-        g.first = (int)at;
-        g.vectors = inbox_piece(w, vectors - at);
-        const struct launch l = inbox_launch(w, g.vectors, stream);
-        rc = launch_kernel(&l, gather_kernel, g, *w);
-    }
-    return rc;
-}
-
-KERN_API int gather_cuda_load(void)
-{
-    cudaFuncAttributes attributes;
-    return (int)cudaFuncGetAttributes(&attributes, (const void *)gather_kernel);
+    const struct launch l = {.grid = dim3((unsigned)a->rows), .block = THREADS, .stream = stream};
+    return a->rows > 0 ? launch_kernel(&l, gather_kernel, *a) : 0;
 }

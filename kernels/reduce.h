@@ -8,7 +8,7 @@
  *          on the row alone
  * moves    (world - 1) * rows * n * sizeof wire over the links in each direction, one shot: every rank sends its whole part to every other
  *
- * gather: whole[r, :] = part_0[r, :], part_1[r, :], ... side by side
+ * allgather: whole[r, :] = part_0[r, :], part_1[r, :], ... side by side
  * shapes   part f32 [rows, n_p]; whole f32 [rows, n], the same in every rank; n_p = each, on the last rank what is left of n
  * moves    (world - 1) * rows * each * 4 bytes out of every rank
  *
@@ -34,7 +34,7 @@ struct reduce {
     float *scale; /* NULL, or f32 [rows]: the norm's act (CUDA: f16) is rounded as well, to what kernels/quantise.h makes of it, with this scale */
 };
 
-struct gather {
+struct allgather {
     const float *part;
     float *whole;
     int rows, n, each; /* (world - 1) * each < n <= world * each */
@@ -44,5 +44,5 @@ struct gather {
 void reduce_sum(const struct reduce *a, const float *const *part, int world); /* y alone */
 void reduce_ref(const struct reduce *a, const float *const *part, int world);
 KERN_API struct quantise reduce_quantise(const struct reduce *a); /* the rounding alone, where scale is not NULL */
-void gather_ref(const struct gather *a, const float *const *part, int world);
+void allgather_ref(const struct allgather *a, const float *const *part, int world);
 #endif

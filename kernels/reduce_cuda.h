@@ -40,8 +40,8 @@ static inline size_t reduce_cuda_inbox(int world, size_t room) /* bytes */
 
 /* Any number of rows: what is larger than room goes in pieces. */
 KERN_API int reduce_cuda(const struct reduce *a, const struct reduce_way *w, void *stream);
-KERN_API int gather_cuda(const struct gather *a, const struct reduce_way *w, void *stream);
+KERN_API int allgather_cuda(const struct allgather *a, const struct reduce_way *w, void *stream);
 /* The kernels' code to the GPU, which otherwise the first launch does: that may wait for a kernel of another rank, which waits for this one. */
 KERN_API int reduce_cuda_load(int world);
-KERN_API int gather_cuda_load(void);
+KERN_API int allgather_cuda_load(void);
 #endif

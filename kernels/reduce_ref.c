@@ -1,4 +1,4 @@
-/* reduce and gather of all ranks' parts, which one process can see at once. */
+/* reduce and allgather of all ranks' parts, which one process can see at once. */
 #include "kernels/reduce.h"
 #include <string.h>
 
@@ -39,7 +39,7 @@ struct quantise reduce_quantise(const struct reduce *a)
                              .bulk = a->norm.bulk};
 }
 
-void gather_ref(const struct gather *a, const float *const *part, int world)
+void allgather_ref(const struct allgather *a, const float *const *part, int world)
 {
     for (int r = 0; r < a->rows; r++)
         for (int p = 0; p < world; p++) {

@@ -38,13 +38,23 @@ static void norm(float *x, int dim, float eps)
     scale_by(x, 1.0f / sqrtf(v16_sum(sum) / (float)dim + eps), dim);
 }
 
+static void gain_by(float *x, const float *gain, int dim)
+{
+    for (int d = 0; d < dim; d++)
+        x[d] *= gain[d];
+}
+
 /* Head h of row r: queries, then keys. */
 static void turn(const struct rope *a, int r, int h, float *x)
 {
     const int dim = a->kv.head_dim;
+    if (a->qk_gain) {
+        norm(x, dim, a->qk_norm);
+        gain_by(x, a->qk_gain + (h < a->heads ? 0 : dim), dim);
+    }
     if (a->rotate)
         rotate(x, a->cos_sin + (size_t)r * (size_t)dim, dim / 2);
-    if (a->qk_norm > 0)
+    if (a->qk_norm > 0 && !a->qk_gain)
         norm(x, dim, a->qk_norm);
     if (a->temperature && h < a->heads)
         scale_by(x, a->temperature[r], dim);

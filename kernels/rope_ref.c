@@ -45,6 +45,28 @@ static void norm(float *x, int dim, float eps)
     scale_by(x, 1 / sqrt(sum / dim + eps), dim);
 }
 
+static void gain_by(float *x, const float *gain, int dim)
+{
+    for (int d = 0; d < dim; d++)
+        x[d] *= gain[d];
+}
+
+/* Head h of row r: queries, then keys. */
+static void turn(const struct rope *a, int r, int h, float *x)
+{
+    const int dim = a->kv.head_dim;
+    if (a->qk_gain) {
+        norm(x, dim, a->qk_norm);
+        gain_by(x, a->qk_gain + (h < a->heads ? 0 : dim), dim);
+    }
+    if (a->rotate)
+        rotate(x, a->cos_sin + (size_t)r * (size_t)dim, dim / 2);
+    if (a->qk_norm > 0 && !a->qk_gain)
+        norm(x, dim, a->qk_norm);
+    if (a->temperature && h < a->heads)
+        scale_by(x, a->temperature[r], dim);
+}
+
 static float cell_value(float x, enum kv_form form)
 {
     return form == KV_FP8 ? fp8_to_f32(fp8_from_f32(x)) : x;
@@ -60,15 +82,8 @@ void rope_ref(const struct rope *a)
         const float *v = k + (size_t)a->kv.kv_heads * (size_t)dim;
         if (rows->slot[r] < 0)
             continue;
-        for (int h = 0; h < a->heads + a->kv.kv_heads; h++) {
-            float *x = q + (size_t)h * (size_t)dim;
-            if (a->rotate)
-                rotate(x, a->cos_sin + (size_t)r * (size_t)dim, dim / 2);
-            if (a->qk_norm > 0)
-                norm(x, dim, a->qk_norm);
-            if (a->temperature && h < a->heads)
-                scale_by(x, a->temperature[r], dim);
-        }
+        for (int h = 0; h < a->heads + a->kv.kv_heads; h++)
+            turn(a, r, h, q + (size_t)h * (size_t)dim);
         for (int h = 0; h < a->kv.kv_heads; h++, k += dim, v += dim) {
             float *to_k = kv_key(&a->kv, rows->slot[r], h, rows->cell[r]);
             float *to_v = kv_value(&a->kv, rows->slot[r], h, rows->cell[r]);

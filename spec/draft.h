@@ -19,7 +19,7 @@ enum draft_needs {
     DRAFT_HIDDEN = 1,    /* hidden states of the target for committed positions */
     DRAFT_REFERENCE = 2, /* earlier outputs of the same requests; see draft_env.reference */
     DRAFT_HOST = 4,      /* it is a host strategy */
-    DRAFT_Q = 8          /* its nodes may be drawn at random, and come with q */
+    DRAFT_Q = 8          /* its nodes may be drawn at random, and come with q: see draws */
 };
 
 /* An option of one strategy: `draft.<strategy>.<name>` in experiment files and --set. Numbers only. */
@@ -37,6 +37,8 @@ struct draft_env {
     int vocab, max_depth, max_nodes;
     const char *head;           /* directory of a draft's own network, or NULL; borrowed for the call */
     uint64_t seed;
+    enum accept_kind rule;           /* by which its nodes will be judged, and how the target samples */
+    const struct sampling *sampling; /* borrowed for the call; NULL: greedy */
     const double *option;       /* values in the order of draft_ops.options; borrowed for the call */
     /* Tokens that an earlier run emitted for this request: returns how many, 0 when it has none; lent for the run. NULL without
      * DRAFT_REFERENCE. */
@@ -64,8 +66,9 @@ struct draft_seen {
 /* Where the features of a pass lie, and of which layers: see struct forward_tap. */
 struct draft_hidden {
     int layer[3];
-    const float *rows; /* [3, max_rows, hidden], lent for the life of the loop */
-    int max_rows;
+    const float *rows;   /* backend memory [3, max_rows, hidden], lent for the life of the loop: of the last step's pass, */
+    const float *prompt; /* [3, max_prompt_rows, hidden] and of the last pass of prefill */
+    int max_rows, max_prompt_rows;
 };
 
 struct draft_ops {
@@ -77,15 +80,19 @@ struct draft_ops {
     void (*close)(void *self);                              /* accepts NULL */
     /* Device strategy; NULL for the other kind. Fill step->trees: for each live slot n and the nodes, no deeper than step_depth (kernels/step.h). The
      * first operation writes the time to step->clock[STEP_BEGIN] where that is 0. accepted, accepted_path and bonus are those of the step before.
-     * What it enqueues must not change from call to call: it may be recorded once. */
-    int  (*enqueue)(void *self, const struct step *step);
+     * What it enqueues must not change from call to call, but with reach, which every position of the step is below: it may be recorded once. */
+    int  (*enqueue)(void *self, const struct step *step, int reach);
     /* Host strategy; NULL for the other kind. */
     int  (*begin)(void *self, const struct draft_text *text);
     /* Trees for n slots; out[i] arrives cleared, with max_nodes and max_depth already cut to what slot i can still use. */
     int  (*propose)(void *self, const struct draft_text *text, int n, struct tree *out);
     int  (*observe)(void *self, const struct draft_seen *seen, int n);
+    int  (*draws)(const void *self); /* of DRAFT_Q, NULL for others: 1, its nodes come with q */
+    /* NULL, or which table of the same options takes this one's place, NULL: none: where a backend or an option asks for the other kind. */
+    const struct draft_ops *(*pick)(const struct draft_env *env);
     /* Of DRAFT_HIDDEN, NULL for others. tap: once, before any request: fill `layer`, keep the pointer. prefilled: the pass before it was over
-     * n tokens of a new request's prompt at positions from `at`, row i is position at + i; tokens[n], the one after them, exists, too. */
+     * n tokens of a new request's prompt at positions from `at`, row i is position at + i; tokens[n], the one after them, exists, too. What it
+     * enqueues comes ahead of the request's first step. */
     void (*tap)(void *self, struct draft_hidden *hidden);
     int  (*prefilled)(void *self, int slot, const int *tokens, int at, int n);
 };

@@ -61,14 +61,14 @@ static int prefill(struct spec *s, int slot, const int *tokens, int n)
     int64_t *clock = s->prefill_clock + 2 * (size_t)slot;
     kv_reset(&s->kv, slot);
     TRY(be->ops->stamp(be, &clock[0]));
+    s->fwd.tap = s->tap_prefill;
     for (int at = 0, len; at < n; at += len) {
         len = loop_min(s->prefill_block - at % s->prefill_block, n - at);
         TRY(forward_prefill(&s->fwd, slot, tokens + at, len));
-        if (s->opts.draft->needs & DRAFT_HIDDEN) {
-            TRY(be->ops->sync(be));
+        if (s->opts.draft->needs & DRAFT_HIDDEN)
             TRY(s->opts.draft->prefilled(s->draft, slot, tokens + at, at, len));
-        }
     }
+    s->fwd.tap = s->tap_step;
     return be->ops->stamp(be, &clock[1]);
 }
 

@@ -68,9 +68,13 @@ static int open_draft(struct spec *s)
                             .max_nodes = o->max_nodes,
                             .head = o->head,
                             .seed = o->sampling.seed,
+                            .rule = o->rule->kind,
+                            .sampling = &o->sampling,
                             .option = o->draft_option,
                             .reference = o->draft->needs & DRAFT_REFERENCE ? o->reference : NULL,
                             .reference_ctx = o->reference_ctx};
+    if (o->draft->pick && o->draft->pick(&env))
+        s->opts.draft = o->draft->pick(&env);
     TRY(o->draft->open(&s->draft, &env));
     s->opts.max_nodes = o->draft->max_nodes(s->draft);
     return 0;
@@ -134,20 +138,30 @@ static int take_chosen(struct spec *s)
     return 0;
 }
 
-/* The features of every pass, and passes of prefill that are told of one by one. */
-static int open_tap(struct spec *s)
+static int open_tap(struct spec *s, struct forward_tap *tap, int rows)
 {
     struct backend *be = s->model->be;
-    const size_t floats = FORWARD_TAPS * (size_t)s->fwd.max_rows * (size_t)s->model->cfg.hidden;
     void *out = NULL;
-    TRY(be->ops->alloc_host(be, floats * sizeof(float), &out));
-    s->bytes += floats * sizeof(float);
-    s->fwd.tap.out = out;
-    s->hidden = (struct draft_hidden){.rows = out, .max_rows = s->fwd.max_rows};
-    s->opts.draft->tap(s->draft, &s->hidden);
-    for (int t = 0; t < FORWARD_TAPS; t++)
-        s->fwd.tap.layer[t] = s->hidden.layer[t];
+    TRY(be->ops->alloc(be, FORWARD_TAPS * (size_t)rows * (size_t)s->model->cfg.hidden * sizeof(float), &out));
+    *tap = (struct forward_tap){.out = out, .rows = rows};
+    return 0;
+}
+
+/* The features of every pass, and passes of prefill that are told of one by one. */
+static int open_taps(struct spec *s)
+{
+    struct draft_hidden *h = &s->hidden;
     s->prefill_block = s->fwd.max_rows;
+    TRY(open_tap(s, &s->tap_step, s->fwd.max_logit_rows));
+    TRY(open_tap(s, &s->tap_prefill, s->fwd.max_rows));
+    *h = (struct draft_hidden){.rows = s->tap_step.out,
+                               .prompt = s->tap_prefill.out,
+                               .max_rows = s->tap_step.rows,
+                               .max_prompt_rows = s->tap_prefill.rows};
+    s->opts.draft->tap(s->draft, h);
+    for (int t = 0; t < FORWARD_TAPS; t++)
+        s->tap_step.layer[t] = s->tap_prefill.layer[t] = h->layer[t];
+    s->fwd.tap = s->tap_step;
     return 0;
 }
 
@@ -155,11 +169,11 @@ static int open_tap(struct spec *s)
 static int open_target(struct spec *s)
 {
     const struct spec_opts *o = &s->opts;
-    int step_rows = o->slots * (1 + o->max_nodes);
+    const int step_rows = o->slots * (1 + o->max_nodes);
     TRY(kv_init(&s->kv, s->model->be, s->model, o->slots, s->limit + o->max_nodes));
     TRY(forward_init(&s->fwd, s->model, &s->kv, step_rows > s->prefill_block ? step_rows : s->prefill_block,
                      step_rows));
-    return o->draft->needs & DRAFT_HIDDEN ? open_tap(s) : 0;
+    return o->draft->needs & DRAFT_HIDDEN ? open_taps(s) : 0;
 }
 
 /* One block of backend memory, shared out: with base NULL only its size is found. */
@@ -192,7 +206,7 @@ static void share_trees(struct spec *s, struct share *m)
     struct trees *t = &s->step.trees;
     *t = (struct trees){
         .slots = s->opts.slots, .max_nodes = s->opts.max_nodes, .max_depth = s->opts.max_depth};
-    if (s->opts.draft->needs & DRAFT_Q)
+    if (s->opts.draft->needs & DRAFT_Q && s->opts.draft->draws(s->draft))
         t->q = floats(m, all * (size_t)s->model->cfg.vocab);
     if (!at)
         return;
@@ -376,7 +390,8 @@ int spec_open(struct spec **out, struct model *m, const struct spec_opts *opts)
 static void close_device(struct spec *s)
 {
     struct backend *be = s->model->be;
-    void *const lent[] = {s->memory, s->ring, s->prefill_clock, s->accept_scratch, s->fwd.tap.out};
+    void *const lent[] = {s->memory,         s->ring,         s->prefill_clock,
+                          s->accept_scratch, s->tap_step.out, s->tap_prefill.out};
     if (!s->failed)
         be->ops->sync(be); /* steps may be under way that nobody waits for */
     be->ops->pass_forget(be, s);

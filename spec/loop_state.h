@@ -65,7 +65,8 @@ struct spec {
     struct spec_finished *finished;  /* owned [slots] */
     int limit;                 /* most tokens of a text: cap or the model's context */
     int prefill_block;
-    struct draft_hidden hidden; /* of DRAFT_HIDDEN: what the strategy keeps a pointer to */
+    struct draft_hidden hidden; /* of DRAFT_HIDDEN: what the strategy keeps a pointer to, */
+    struct forward_tap tap_step, tap_prefill; /* and where it comes from: prefill leaves alone what a step's draft is yet to read */
     size_t bytes;              /* of all this, cache included */
     int starved;               /* an allocation failed; see loop_open.c */
     int failed;                /* a step did: the device is not waited for any more */

@@ -60,7 +60,8 @@ static int enqueue_operations(struct spec *s, int rows, int end, unsigned flags)
 {
     struct backend *be = loop_backend(s);
     if (!(s->opts.draft->needs & DRAFT_HOST))
-        TRY_CTX(s->opts.draft->enqueue(s->draft, &s->step), "draft '%s'", s->opts.draft->name);
+        TRY_CTX(s->opts.draft->enqueue(s->draft, &s->step, forward_reach(&s->fwd, end)), "draft '%s'",
+                s->opts.draft->name);
     TRY(be->ops->step_plan(be, &s->step, rows));
     TRY(forward_step(s, rows, end, flags));
     TRY(be->ops->accept(be, &s->accept));

@@ -410,6 +410,7 @@ struct rope_case {
     int heads;
     int nope; /* nothing is rotated */
     float qk_norm;
+    float qk_gain[2 * 128];       /* likewise */
     float temperature[ROPE_ROWS]; /* in use if the first is not 0 */
 };
 
@@ -449,6 +450,8 @@ static void rope_run(struct rope_case *c, void (*f)(const struct rope *), int fi
                      .threads = threads,
                      .rotate = !c->nope,
                      .qk_norm = c->qk_norm};
+    if (c->qk_gain[0] != 0)
+        a.qk_gain = c->qk_gain;
     if (c->temperature[0] != 0)
         a.temperature = c->temperature + first;
     a.qkv = c->qkv + (size_t)first * c->row;
@@ -502,13 +505,16 @@ START_TEST(rope_is_within_its_bound_and_fills_the_cells)
 }
 END_TEST
 
-/* The layers of Llama 4: rotated and normed; not rotated, with a temperature. */
-enum { LLAMA4_LAYERS = 2 };
-static void rope_case_of_llama4(struct rope_case *c, int i)
+/* The layers of Llama 4: rotated and normed; not rotated, with a temperature. Qwen3's: normed with gains from
+ * 0.5 to 1.5, then rotated. */
+enum { NORMED_LAYERS = 3 };
+static void rope_case_of_norms(struct rope_case *c, int i)
 {
-    rope_case_init(c, i / LLAMA4_LAYERS);
-    if (i % LLAMA4_LAYERS == 0) {
+    rope_case_init(c, i / NORMED_LAYERS);
+    if (i % NORMED_LAYERS != 1) {
         c->qk_norm = 1e-5f;
+        for (int d = 0; i % NORMED_LAYERS == 2 && d < 2 * c->kv.head_dim; d++)
+            c->qk_gain[d] = 0.5f + (float)(d * 7 % 32) / 32;
         return;
     }
     c->nope = 1;
@@ -517,13 +523,14 @@ static void rope_case_of_llama4(struct rope_case *c, int i)
 }
 
 /* Of a norm: the rotation's 3 eps, of at most 4, times at most 1 / rms; the squares' sum, its root and the
- * two factors (dim / 16 + 4 + 4) eps of the result. A temperature costs one eps. */
+ * two factors (dim / 16 + 4 + 4) eps of the result. A temperature costs one eps. Before a rotation that error
+ * is one of two components of at most 2 * 2 * 1.5, each of which reaches the result. */
 START_TEST(norms_and_temperatures_are_within_their_bound)
 {
     for (int i = 0; cpu_kernels_at(i); i++) {
         struct rope_case c, ref;
-        rope_case_of_llama4(&c, _i);
-        rope_case_of_llama4(&ref, _i);
+        rope_case_of_norms(&c, _i);
+        rope_case_of_norms(&ref, _i);
         const int dim = c.kv.head_dim;
         rope_run(&ref, rope_ref, 0, ROPE_ROWS, 1);
         rope_run(&c, cpu_kernels_at(i)->rope, 0, ROPE_ROWS, 2);
@@ -531,7 +538,8 @@ START_TEST(norms_and_temperatures_are_within_their_bound)
             const int r = j / (int)c.row, h = j % (int)c.row / dim;
             const double factor =
                 c.qk_norm > 0 ? 2 : 1; /* 1 / rms: of uniform values in +-2 it is near 0.87 */
-            const double bound = 0x1p-24 * (3 * 4 * factor + (dim / 16 + 8) * fabs((double)ref.qkv[j]));
+            const double of = c.qk_gain[0] != 0 ? 2 * 6 : fabs((double)ref.qkv[j]);
+            const double bound = 0x1p-24 * (3 * 4 * factor + (dim / 16 + 8) * of);
             if (!(fabs((double)c.qkv[j] - ref.qkv[j]) <= bound))
                 ck_abort_msg("row %d head %d element %d is %.9g, expected %.9g", r, h, j, c.qkv[j],
                              ref.qkv[j]);
@@ -549,7 +557,7 @@ START_TEST(normed_heads_have_a_mean_square_of_1)
 {
     for (int i = -1; i < 0 || cpu_kernels_at(i); i++) {
         struct rope_case c;
-        rope_case_of_llama4(&c, _i * LLAMA4_LAYERS);
+        rope_case_of_norms(&c, _i * NORMED_LAYERS);
         const int dim = c.kv.head_dim;
         rope_run(&c, i < 0 ? rope_ref : cpu_kernels_at(i)->rope, 0, ROPE_ROWS, 1);
         for (int r = 0; r < ROPE_ROWS; r++)
@@ -569,8 +577,8 @@ START_TEST(a_layer_without_rotation_only_scales_queries)
 {
     for (int i = -1; i < 0 || cpu_kernels_at(i); i++) {
         struct rope_case c, was;
-        rope_case_of_llama4(&c, _i * LLAMA4_LAYERS + 1);
-        rope_case_of_llama4(&was, _i * LLAMA4_LAYERS + 1);
+        rope_case_of_norms(&c, _i * NORMED_LAYERS + 1);
+        rope_case_of_norms(&was, _i * NORMED_LAYERS + 1);
         rope_run(&c, i < 0 ? rope_ref : cpu_kernels_at(i)->rope, 0, ROPE_ROWS, 2);
         for (int j = 0; j < ROPE_ROWS * (int)c.row; j++) {
             const int r = j / (int)c.row, query = j % (int)c.row < c.heads * c.kv.head_dim;
@@ -672,8 +680,8 @@ START_TEST(a_row_of_rope_is_the_same_in_every_batch)
         for (int threads = 1; threads <= MAX_THREADS; threads++)
             for (int size = 2; size <= ROPE_ROWS; size += threads == 1 ? 1 : 9) {
                 struct rope_case batch, alone;
-                rope_case_of_llama4(&batch, _i);
-                rope_case_of_llama4(&alone, _i);
+                rope_case_of_norms(&batch, _i);
+                rope_case_of_norms(&alone, _i);
                 for (int r = 0; r < ROPE_ROWS; r++)
                     rope_run(&alone, cpu_kernels_at(i)->rope, r, 1, 1);
                 for (int r = 0; r < ROPE_ROWS; r += size)
@@ -725,11 +733,11 @@ int main(void)
     tcase_add_loop_test(c, fp8_cells_hold_the_rounded_keys_and_values, 0, N_SHAPES);
     tcase_add_loop_test(c, rows_of_nobody_touch_no_cell, 0, N_SHAPES);
     tcase_add_loop_test(c, rope_writes_no_other_cell, 0, N_SHAPES);
-    tcase_add_loop_test(c, norms_and_temperatures_are_within_their_bound, 0, LLAMA4_LAYERS * N_SHAPES);
+    tcase_add_loop_test(c, norms_and_temperatures_are_within_their_bound, 0, NORMED_LAYERS * N_SHAPES);
     tcase_add_loop_test(c, normed_heads_have_a_mean_square_of_1, 0, N_SHAPES);
     tcase_add_loop_test(c, a_layer_without_rotation_only_scales_queries, 0, N_SHAPES);
     tcase_add_test(c, the_temperature_rises_every_8192_positions);
-    tcase_add_loop_test(c, a_row_of_rope_is_the_same_in_every_batch, 0, LLAMA4_LAYERS * N_SHAPES);
+    tcase_add_loop_test(c, a_row_of_rope_is_the_same_in_every_batch, 0, NORMED_LAYERS * N_SHAPES);
     tcase_add_loop_test(c, moved_cells_hold_what_their_sources_held, 0, N_SHAPES);
     suite_add_tcase(s, c);
     SRunner *r = srunner_create(s);

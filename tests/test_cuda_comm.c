@@ -355,21 +355,21 @@ START_TEST(a_sum_has_the_bits_of_the_reference_and_its_norm_those_of_rmsnorm)
 }
 END_TEST
 
-/* ---- gather ---- */
+/* ---- allgather ---- */
 
-static int gather_once(struct rank *r, int rows, int n)
+static int allgather_once(struct rank *r, int rows, int n)
 {
     char what[128];
     struct backend *be = &r->be;
     const int world = r->comm.world, each = (n + world - 1) / world, rank = r->comm.rank;
     const int mine = rank < world - 1 ? each : n - (world - 1) * each;
-    const struct gather a = {.part = r->part, .whole = r->y, .rows = rows, .n = n, .each = each};
-    snprintf(what, sizeof what, "gather of %d rows of %d, %d each", rows, n, each);
+    const struct allgather a = {.part = r->part, .whole = r->y, .rows = rows, .n = n, .each = each};
+    snprintf(what, sizeof what, "allgather of %d rows of %d, %d each", rows, n, each);
     fill_parts(r, n, rows * each);
     memset(r->want, 0, (size_t)rows * (size_t)n * sizeof(float));
     OK(r, be->ops->upload(be, r->y, r->want, (size_t)rows * (size_t)n * sizeof(float)));
     OK(r, be->ops->upload(be, r->part, r->parts[rank], (size_t)rows * (size_t)mine * sizeof(float)));
-    OK(r, be->ops->gather(be, &a));
+    OK(r, be->ops->allgather(be, &a));
     for (int i = 0; i < rows * n; i++) {
         const int row = i / n, p = i % n / each, column = i % n % each;
         const int left = n - p * each, theirs = !r->comm.group ? mine : left < each ? left : each;
@@ -378,14 +378,14 @@ static int gather_once(struct rank *r, int rows, int n)
     return expect_floats(r, what, r->y, r->want, rows * n);
 }
 
-static int gather_every_shape(struct rank *r)
+static int allgather_every_shape(struct rank *r)
 {
     static const struct shape shapes[] = {{1, 64}, {3, 97},   {64, 100},  {4, 5000}, {64, 4999},
                                           {1, 8},  {2, 1001}, {1, 65536}, {5, 49152}};
     for (int turn = 0; turn < 3; turn++)
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
             const int n = shapes[i].n, world = r->comm.world, each = (n + world - 1) / world;
-            if ((world - 1) * each < n && gather_once(r, shapes[i].rows, n))
+            if ((world - 1) * each < n && allgather_once(r, shapes[i].rows, n))
                 return 1;
         }
     return 0;
@@ -394,13 +394,13 @@ static int gather_every_shape(struct rank *r)
 START_TEST(columns_of_all_ranks_come_together_in_every_rank)
 {
     if (enough(worlds[_i].gpus))
-        run_all(worlds[_i].world, worlds[_i].gpus, NUMBERS, gather_every_shape, NULL);
+        run_all(worlds[_i].world, worlds[_i].gpus, NUMBERS, allgather_every_shape, NULL);
 }
 END_TEST
 
 /* ---- large ---- */
 
-static int gather_in_pieces(struct rank *r, int rows, int each)
+static int allgather_in_pieces(struct rank *r, int rows, int each)
 {
     struct backend *be = &r->be;
     const int world = r->comm.world, rank = r->comm.rank, n = world * each - 3,
@@ -411,16 +411,16 @@ static int gather_in_pieces(struct rank *r, int rows, int each)
     fill_parts(r, 1, rows * each);
     OK(r, host == NULL);
     OK(r, be->ops->alloc(be, bytes, &whole));
-    const struct gather a = {.part = r->part, .whole = whole, .rows = rows, .n = n, .each = each};
+    const struct allgather a = {.part = r->part, .whole = whole, .rows = rows, .n = n, .each = each};
     OK(r, be->ops->upload(be, r->part, r->parts[rank], (size_t)rows * (size_t)mine * sizeof(float)));
-    OK(r, be->ops->gather(be, &a));
+    OK(r, be->ops->allgather(be, &a));
     OK(r, be->ops->download(be, host, whole, bytes));
     OK(r, be->ops->sync(be));
     for (int i = 0; i < rows * n; i++) {
         const int row = i / n, p = i % n / each, column = i % n % each,
                   theirs = p < world - 1 ? each : each - 3;
         if (!same(host[i], r->parts[p][row * theirs + column]))
-            return wrong(r, "gather of %d x %d: row %d column %d is %a, expected %a", rows, n, row, i % n,
+            return wrong(r, "allgather of %d x %d: row %d column %d is %a, expected %a", rows, n, row, i % n,
                          (double)host[i], (double)r->parts[p][row * theirs + column]);
     }
     free(host);
@@ -437,7 +437,7 @@ static int reduce_in_pieces(struct rank *r)
             for (int path = REDUCE_ONE_SHOT; path <= REDUCE_TWO_SHOT; path++)
                 if (reduce_once(r, shapes[i], (enum wire)wire, (enum reduce_path)path, round++))
                     return 1;
-    return gather_in_pieces(r, 64, 20000);
+    return allgather_in_pieces(r, 64, 20000);
 }
 
 START_TEST(a_large_part_goes_in_pieces)
@@ -513,10 +513,10 @@ static int enqueue_three(struct rank *r, struct shape s, enum wire wire)
 {
     const struct backend_ops *ops = r->be.ops;
     const struct reduce a = reduce_of(r, s, wire, REDUCE_BY_SIZE);
-    const struct gather g = {
+    const struct allgather g = {
         .part = r->part, .whole = r->norm_square, .rows = s.rows, .n = r->comm.world * 8, .each = 8};
     OK(r, ops->reduce(&r->be, &a));
-    OK(r, ops->gather(&r->be, &g));
+    OK(r, ops->allgather(&r->be, &g));
     OK(r, ops->reduce(&r->be, &a));
     return 0;
 }
@@ -613,7 +613,7 @@ END_TEST
 
 static int everything(struct rank *r)
 {
-    return reduce_every_shape(r) || round_every_shape(r) || gather_every_shape(r);
+    return reduce_every_shape(r) || round_every_shape(r) || allgather_every_shape(r);
 }
 
 START_TEST(a_rank_alone_sums_and_gathers_its_own_part)

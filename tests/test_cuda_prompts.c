@@ -124,6 +124,7 @@ static struct spec *open_arm(const struct arm *arm)
     const struct spec_opts o = {
         .draft = draft,
         .draft_option = option,
+        .head = "synthetic",
         .reference = reference,
         .rule = accept_rule_find(arm->rule),
         .sampling = {.temperature = arm->temperature, .top_p = 1, .seed = 5, .relaxed_top_k = 1},
@@ -222,6 +223,13 @@ START_TEST(every_strategy_answers_as_plain_decoding_does)
          .max_depth = 7,
          .max_nodes = 7,
          .option = {0.7}},
+        {.name = "random head, chain", .strategy = "eagle3", .slots = 8, .max_depth = 3, .max_nodes = 3},
+        {.name = "random head, tree",
+         .strategy = "eagle3",
+         .slots = 3,
+         .max_depth = 4,
+         .max_nodes = 20,
+         .option = {2, 6}},
     };
     struct arm plain = {.name = "none", .strategy = "none", .slots = 1, .max_depth = 1, .max_nodes = 1};
     plain.rule = rules[_i].name;

@@ -8,6 +8,7 @@
 #include "tests/expect.h"
 #include "tests/toy_loop.h"
 #include "tests/toy_step.h"
+#include "tests/toy_trees.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -241,13 +242,29 @@ static struct spec_opts opts_of(const struct toy_draft *d, struct toy_answer *pl
     return o;
 }
 
-enum { DRAFTS = 4 };
+enum { DRAFTS = 9, ON_DEVICE = 7 }; /* the first ones leave the host alone */
+
+/* eagle3 as the host drafts it. */
+static struct toy_draft on_host(const char *shape)
+{
+    static struct draft_ops host;
+    struct toy_draft d = toy_draft("eagle3", shape, "top_k=4", NULL);
+    host = draft_eagle3;
+    host.pick = NULL;
+    d.ops = &host;
+    return d;
+}
+
 static struct toy_draft draft_of(int i)
 {
     return i == 0   ? toy_draft("none", NULL)
            : i == 1 ? toy_draft("ngram", NULL)
            : i == 2 ? toy_draft("ngram", "min=1", "max=2", "match=1", "branches=3", NULL)
-                    : toy_draft("oracle", "accept=0.7", NULL);
+           : i == 3 ? toy_draft("oracle", "accept=0.7", NULL)
+           : i == 4 ? toy_draft("eagle3", "shape=0", NULL)
+           : i == 5 ? toy_draft("eagle3", "shape=1", "top_k=4", NULL)
+           : i == 6 ? toy_draft("eagle3", "shape=2", "top_k=3", NULL)
+                    : on_host(i == 7 ? "shape=1" : "shape=2");
 }
 
 /* Plain decoding, one sequence at a time. */
@@ -275,7 +292,7 @@ START_TEST(a_step_waits_for_nothing_and_allocates_nothing)
     static struct toy_answer plain[TOY_REQUESTS];
     static int prompt[4][TOY_PROMPT];
     plain_answers(0, plain);
-    for (int d = 0; d < DRAFTS; d++) {
+    for (int d = 0; d < ON_DEVICE; d++) {
         const struct toy_draft draft = draft_of(d);
         const struct spec_opts o = opts_of(&draft, plain, 0);
         struct spec *s = NULL;
@@ -327,7 +344,7 @@ START_TEST(one_to_eight_at_once_are_each_as_alone)
     for (int i = 0; i < REQUESTS; i++)
         plain[i].n = max_tokens[i] = 1 + i * 7 % (TOY_ANSWER / 2);
     for (int slots = 1; slots <= 8; slots++)
-        for (int d = 0; d < DRAFTS; d++) {
+        for (int d = 0; d < (slots % 3 == 1 ? DRAFTS : ON_DEVICE); d++) {
             char what[64];
             const struct toy_draft draft = draft_of(d);
             struct spec_opts o = opts_of(&draft, plain, _i);
@@ -338,6 +355,51 @@ START_TEST(one_to_eight_at_once_are_each_as_alone)
             for (int i = 0; i < REQUESTS; i++)
                 toy_assert_same(&plain[i], &answer[i], what);
         }
+}
+END_TEST
+
+/* What is chosen by rank alone is the same; a log q is a sum of exponentials on either side. */
+START_TEST(eagle3_drafts_on_the_device_what_it_drafts_on_the_host)
+{
+    static struct toy_trees want[REQUESTS], got[REQUESTS];
+    static const char *const shapes[] = {"shape=0", "shape=1"};
+    for (int slots = 1; slots <= 3; slots++) {
+        const struct toy_draft host = on_host(shapes[_i]),
+                               device = toy_draft("eagle3", shapes[_i], "top_k=4", NULL);
+        struct spec_opts o = opts_of(&host, NULL, 0);
+        o.slots = slots;
+        toy_trees_run(&model, &o, REQUESTS, NULL, want);
+        o.draft = device.ops;
+        toy_trees_run(&model, &o, REQUESTS, NULL, got);
+        const int nodes = toy_trees_assert_same(want, got, REQUESTS, 1e-5f, shapes[_i]);
+        printf("eagle3, %s, %d at once: %d nodes on the device as on the host, %d accepted of request 1\n",
+               shapes[_i], slots, nodes, got[1].accepted);
+        ck_assert_int_gt(nodes, 500);
+    }
+}
+END_TEST
+
+/* Scores decide, and so every bit of every row. */
+START_TEST(eagle3_drafts_the_same_in_any_company_recorded_or_not)
+{
+    static struct toy_trees want[REQUESTS], got[REQUESTS];
+    const struct model_config cfg = toy_config();
+    const struct toy_draft draft = draft_of(6);
+    struct spec_opts o = opts_of(&draft, NULL, 0);
+    struct backend eager;
+    struct model on_eager;
+    ok(backend_open(&eager, "cuda", &(struct backend_opts){.eager = 1}));
+    ok(model_synthetic(&on_eager, &eager, &cfg, TOY_SEED, NULL));
+    o.slots = 1;
+    toy_trees_run(&model, &o, REQUESTS, NULL, want);
+    toy_trees_run(&on_eager, &o, REQUESTS, NULL, got);
+    ck_assert_int_gt(toy_trees_assert_same(want, got, REQUESTS, 0, "eager"), 500);
+    for (o.slots = 2; o.slots <= 4; o.slots++) {
+        toy_trees_run(&model, &o, REQUESTS, NULL, got);
+        toy_trees_assert_same(want, got, REQUESTS, 0, "in company");
+    }
+    model_deinit(&on_eager);
+    backend_close(&eager);
 }
 END_TEST
 
@@ -423,6 +485,8 @@ int main(void)
     tcase_add_test(loop, a_step_waits_for_nothing_and_allocates_nothing);
     tcase_add_loop_test(loop, graph_and_eager_give_the_same_answers, 0, 2);
     tcase_add_loop_test(loop, one_to_eight_at_once_are_each_as_alone, 0, 2);
+    tcase_add_loop_test(loop, eagle3_drafts_on_the_device_what_it_drafts_on_the_host, 0, 2);
+    tcase_add_test(loop, eagle3_drafts_the_same_in_any_company_recorded_or_not);
     tcase_add_test(loop, a_stop_string_cuts_an_answer_with_steps_under_way);
     tcase_add_test(loop, an_aborted_loop_starts_afresh);
     suite_add_tcase(s, ops);

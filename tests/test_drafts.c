@@ -77,6 +77,7 @@ START_TEST(the_table_is_complete)
         ck_assert(on_host == (ops->enqueue == NULL));
         ck_assert(on_host == (ops->begin != NULL) && on_host == (ops->propose != NULL));
         ck_assert(on_host == (ops->observe != NULL));
+        ck_assert(!!(ops->needs & DRAFT_Q) == (ops->draws != NULL));
         for (const struct draft_option *o = ops->options; o->name; o++) {
             ck_assert(*o->help && o->lo <= o->def && o->def <= o->hi);
             int words = 0;
@@ -168,7 +169,7 @@ static void check_on_host(const struct draft_ops *ops, void *self)
     int tokens[SLOTS][CAP];
     struct draft_text text[SLOTS];
     struct tree batch[SLOTS], alone;
-    struct draft_hidden hidden = {.rows = features, .max_rows = 8};
+    struct draft_hidden hidden = {.rows = features, .prompt = features, .max_rows = 8, .max_prompt_rows = 8};
     fill_texts(tokens, text);
     for (size_t i = 0; i < sizeof features / sizeof *features; i++)
         features[i] = philox_uniform(philox(5, (uint32_t)i, 0, 92, 0).v[0]) - 0.5f;
@@ -230,7 +231,7 @@ static void check_on_device(const struct draft_ops *ops, void *self)
                 batch[s].max_depth = step_depth(&t.host.seq[s], DEPTH);
             }
             toy_step_send(&t);
-            ck_assert_int_eq(ops->enqueue(self, &t.on), 0);
+            ck_assert_int_eq(ops->enqueue(self, &t.on, CAP), 0);
             toy_step_fetch(&t);
             for (int s = 0; s < SLOTS; s++) {
                 toy_step_tree(&t, s, who < 0 ? &batch[s] : &alone);

@@ -338,6 +338,33 @@ START_TEST(logits_experts_and_states_agree_with_transformers)
 }
 END_TEST
 
+/* What a draft head reads: the stream that enters a layer is what the one before it left, with logits and
+ * without. */
+START_TEST(features_are_the_stream_that_enters_their_layers)
+{
+    struct rig r;
+    rig_open(&r, _i, "auto", MISTAKE_NONE);
+    const struct answers *a = &r.want;
+    const size_t row = (size_t)a->hidden, plane = (size_t)CAP * row;
+    float *out = calloc(FORWARD_TAPS * plane, sizeof *out);
+    r.fw.tap = (struct forward_tap){{1, a->layers / 2, a->layers - 1}, out, CAP};
+    for (int prefill = 0; prefill < 2; prefill++) {
+        memset(out, 0, FORWARD_TAPS * plane * sizeof *out);
+        run(&r, prefill, 0, a->n, prefill ? FORWARD_PREFILL : FORWARD_LOGITS);
+        ck_assert_int_eq(r.be.ops->sync(&r.be), 0);
+        for (int t = 0; t < FORWARD_TAPS; t++)
+            for (int i = 0; i < a->n_pos; i++) {
+                const int before = r.fw.tap.layer[t] - 1;
+                const float *want = a->state + ((size_t)before * (size_t)a->n_pos + (size_t)i) * row;
+                const float *got = out + (size_t)t * plane + (size_t)a->pos[i] * row;
+                ck_assert_double_le(share_of_row(&r, before + 1, a->pos[i], got, want, a->hidden), 1);
+            }
+    }
+    free(out);
+    rig_close(&r);
+}
+END_TEST
+
 /* The inputs of FP8 matrices rounded: by row in Meta's layout, by the stored scales in ModelOpt's. */
 START_TEST(rounded_inputs_agree_with_transformers)
 {
@@ -498,6 +525,7 @@ int main(void)
     Suite *s = suite_create("golden_llama4");
     TCase *agree = tcase_create("agree"), *bits = tcase_create("bits");
     tcase_add_loop_test(agree, logits_experts_and_states_agree_with_transformers, 0, isas * N_MODELS);
+    tcase_add_loop_test(agree, features_are_the_stream_that_enters_their_layers, 0, N_MODELS);
     tcase_add_loop_test(agree, rounded_inputs_agree_with_transformers, 0, 2 * isas);
     tcase_add_loop_test(agree, a_planted_mistake_exceeds_the_bound, 1, N_MISTAKES);
     tcase_add_loop_test(bits, any_cut_of_a_text_gives_the_same_bits, 0, isas * N_MODELS);

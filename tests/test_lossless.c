@@ -346,6 +346,12 @@ static int drawing_max_nodes(const void *self)
     return 2;
 }
 
+static int drawing_draws(const void *self)
+{
+    (void)self;
+    return 1;
+}
+
 static void drawing_close(void *self)
 {
     (void)self;
@@ -397,6 +403,7 @@ START_TEST(rejection_is_exact_for_a_draft_that_draws)
                                   .open = drawing_open,
                                   .max_nodes = drawing_max_nodes,
                                   .close = drawing_close,
+                                  .draws = drawing_draws,
                                   .begin = drawing_begin,
                                   .propose = drawing_propose,
                                   .observe = drawing_observe};
