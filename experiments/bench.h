@@ -10,7 +10,7 @@
  *            launches_per_layer, launch_s, idle_s, collectives_s, experts, ran_mhz, ran_memory_mhz, slowed_by, stages}]
  *   kernels: passes [{rows, context, median_s, p90_s, launches, idle_s, sum_s, in_pass_s, ran_mhz, ran_memory_mhz, slowed_by, stages}]
  *   comm:    of the head only what, device, warmup and repeats; world, gpus, points [{rows, n, wire, path, quantised, median_s, p90_s}]
- *   launch_s is median_s over launches; idle_s is launches * empty_s; collectives_s is in_pass_s of all reduces and gathers; experts are
+ *   launch_s is median_s over launches; idle_s is launches * empty_s; collectives_s is in_pass_s of all reduces and allgathers; experts are
  *   distinct ones a layer, the mean; ran_mhz and slowed_by were asked for while the passes ran
  *   stages [{name, part, moves, rows, context, n, k, count, launches, median_s, p90_s, in_pass_s, bytes, rotated_bytes, bytes_per_s, of_roof,
  *   floor_s, experts, rival_s, rival_ratio}]: a time is of one operation, count says how many a pass has; in_pass_s: in its place in a pass

@@ -259,7 +259,7 @@ static int time_kind(struct bench *b, const struct bench_kind *k, int context, s
     *out = (struct bench_stage){.name = k->name,
                                 .moves = k->moves,
                                 .around = k->kind >= OPERATION_ACCEPT,
-                                .collective = k->kind == OPERATION_REDUCE || k->kind == OPERATION_GATHER,
+                                .collective = k->kind == OPERATION_REDUCE || k->kind == OPERATION_ALLGATHER,
                                 .rows = b->f.rows.n,
                                 .context = context,
                                 .n = shape ? shape->n : 0,

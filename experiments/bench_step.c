@@ -180,9 +180,9 @@ static void print_collectives(const struct point *p)
 {
     const double collectives = bench_stages_collectives(p->stages, p->n_stages);
     if (collectives > 0)
-        printf(
-            "reduces, with the norms in them, and gathers %.4f ms of it, copies here; without them %.4f ms\n",
-            1e3 * collectives, 1e3 * (p->device.median - collectives));
+        printf("reduces, with the norms in them, and allgathers %.4f ms of it, copies here; without them "
+               "%.4f ms\n",
+               1e3 * collectives, 1e3 * (p->device.median - collectives));
 }
 
 static void print_table(const struct bench *b, const struct points *all)

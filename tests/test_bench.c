@@ -318,7 +318,7 @@ START_TEST(a_rank_alone_has_its_share_and_its_collectives)
     ck_assert_double_lt(number(p, "bytes"), 0.7 * number(alone, "bytes"));
     ck_assert_double_eq(number(p, "launches_per_layer"), 8);
     check_count(stages, "reduce", 2 * 8);
-    check_count(stages, "gather", 1);
+    check_count(stages, "allgather", 1);
     check_count(stages, "o", 8);
     check_count(stages, "down", 4);
     ck_assert_ptr_null(stage_named(stages, "o+residual"));
