@@ -7,11 +7,11 @@
  *   weight_bytes, read_bytes_per_s, peak_mib, device_mib, empty_s (a kernel without work in a recorded chain), layers, shard ([rank, world]: one
  *   rank alone, its collectives copies within the device)
  *   step:    points [{stage, rows, context, median_s, p90_s, host_median_s, host_p90_s, bytes, floor_s, of_roof, rows_ratio, launches,
- *            launches_per_layer, launch_s, idle_s, experts, ran_mhz, ran_memory_mhz, slowed_by, stages}]
+ *            launches_per_layer, launch_s, idle_s, collectives_s, experts, ran_mhz, ran_memory_mhz, slowed_by, stages}]
  *   kernels: passes [{rows, context, median_s, p90_s, launches, idle_s, sum_s, in_pass_s, ran_mhz, ran_memory_mhz, slowed_by, stages}]
  *   comm:    of the head only what, device, warmup and repeats; world, gpus, points [{rows, n, wire, path, quantised, median_s, p90_s}]
- *   launch_s is median_s over launches; idle_s is launches * empty_s; experts are distinct ones a layer, the mean; ran_mhz and
- *   slowed_by were asked for while the passes ran
+ *   launch_s is median_s over launches; idle_s is launches * empty_s; collectives_s is in_pass_s of all reduces and allgathers; experts are
+ *   distinct ones a layer, the mean; ran_mhz and slowed_by were asked for while the passes ran
  *   stages [{name, part, moves, rows, context, n, k, count, launches, median_s, p90_s, in_pass_s, bytes, rotated_bytes, bytes_per_s, of_roof,
  *   floor_s, experts, rival_s, rival_ratio}]: a time is of one operation, count says how many a pass has; in_pass_s: in its place in a pass
  *   that has stamps in between, less empty_s; part: pass, or step for what a step of the decode loop has around its pass */
@@ -73,6 +73,7 @@ struct bench_pass {
 struct bench_stage {
     const char *name, *moves; /* what its bytes are of */
     int around;               /* 1: of a step around its pass */
+    int collective;           /* 1: among ranks */
     int rows, context;
     int n, k;                 /* of a product, else 0 */
     int count;                /* in a pass */
@@ -111,6 +112,7 @@ int bench_time_in_pass(struct bench *b, struct bench_stage *out, int n);
 int bench_time_stages(struct bench *b, int context, struct bench_stage *out, int *n);
 double bench_stages_sum(const struct bench_stage *s, int n); /* seconds of a pass, were nothing to overlap */
 double bench_stages_in_pass(const struct bench_stage *s, int n);
+double bench_stages_collectives(const struct bench_stage *s, int n); /* of the same, what ranks exchange and the norms in it */
 /* A step of the decode loop has been done behind `context` tokens, with trees of so many nodes that the pass had `rows` rows; the tap's list
  * holds what was around the pass, to be enqueued until bench_loop_close. Texts have room for `commits` more steps. */
 struct spec;

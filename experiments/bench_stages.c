@@ -259,6 +259,7 @@ static int time_kind(struct bench *b, const struct bench_kind *k, int context, s
     *out = (struct bench_stage){.name = k->name,
                                 .moves = k->moves,
                                 .around = k->kind >= OPERATION_ACCEPT,
+                                .collective = k->kind == OPERATION_REDUCE || k->kind == OPERATION_ALLGATHER,
                                 .rows = b->f.rows.n,
                                 .context = context,
                                 .n = shape ? shape->n : 0,
@@ -321,6 +322,14 @@ int bench_time_stages(struct bench *b, int context, struct bench_stage *out, int
     if (b->f.rows.n <= BENCH_ROWS)
         TRY_CTX(time_around(b, context, out, n), "a step of %d rows", b->f.rows.n);
     return 0;
+}
+
+double bench_stages_collectives(const struct bench_stage *s, int n)
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += s[i].collective ? s[i].count * s[i].in_pass : 0;
+    return sum;
 }
 
 double bench_stages_in_pass(const struct bench_stage *s, int n)

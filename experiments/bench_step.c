@@ -175,6 +175,16 @@ static void print_layers(const struct bench *b, const struct points *all)
     }
 }
 
+/* Of a rank alone they are copies: what they take is no measure of a group's. */
+static void print_collectives(const struct point *p)
+{
+    const double collectives = bench_stages_collectives(p->stages, p->n_stages);
+    if (collectives > 0)
+        printf("reduces, with the norms in them, and allgathers %.4f ms of it, copies here; without them "
+               "%.4f ms\n",
+               1e3 * collectives, 1e3 * (p->device.median - collectives));
+}
+
 static void print_table(const struct bench *b, const struct points *all)
 {
     bench_print_head(b);
@@ -202,23 +212,25 @@ static void print_table(const struct bench *b, const struct points *all)
         printf("sum of stages %.4f ms, in their pass %.4f ms, the whole pass %.4f ms: %.1f%% of the sum\n",
                1e3 * sum, 1e3 * bench_stages_in_pass(p->stages, p->n_stages), 1e3 * p->device.median,
                100 * p->device.median / sum);
+        print_collectives(p);
     }
 }
 
 static json_t *point_json(const struct bench *b, const struct points *all, const struct point *p)
 {
     const double one = one_row(all, p), floor = bench_floor(b, p->bytes), median = p->device.median;
-    json_t *out =
-        json_pack("{s:s, s:i, s:i, s:o, s:o, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}",
-                  "stage", p->stage, "rows", p->rows, "context", p->context, "median_s", bench_number(median),
-                  "p90_s", bench_number(p->device.p90), "host_median_s", p->host.median, "host_p90_s",
-                  p->host.p90, "bytes", bench_number(p->bytes), "floor_s", bench_number(floor), "of_roof",
-                  bench_number(median > 0 ? floor / median : 0), "rows_ratio",
-                  bench_number(one > 0 ? median / one : 0), "launches", bench_number((double)p->recorded),
-                  "launches_per_layer", bench_number((double)p->launches.layered / b->m.cfg.layers),
-                  "launch_s", bench_number(p->recorded ? median / (double)p->recorded : 0), "idle_s",
-                  bench_number(bench_idle(b, p->recorded)), "experts", bench_number(p->experts), "stages",
-                  bench_stages_json(b, p->stages, p->n_stages));
+    json_t *out = json_pack(
+        "{s:s, s:i, s:i, s:o, s:o, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "stage",
+        p->stage, "rows", p->rows, "context", p->context, "median_s", bench_number(median), "p90_s",
+        bench_number(p->device.p90), "host_median_s", p->host.median, "host_p90_s", p->host.p90, "bytes",
+        bench_number(p->bytes), "floor_s", bench_number(floor), "of_roof",
+        bench_number(median > 0 ? floor / median : 0), "rows_ratio", bench_number(one > 0 ? median / one : 0),
+        "launches", bench_number((double)p->recorded), "launches_per_layer",
+        bench_number((double)p->launches.layered / b->m.cfg.layers), "launch_s",
+        bench_number(p->recorded ? median / (double)p->recorded : 0), "idle_s",
+        bench_number(bench_idle(b, p->recorded)), "collectives_s",
+        bench_number(bench_stages_collectives(p->stages, p->n_stages)), "experts", bench_number(p->experts),
+        "stages", bench_stages_json(b, p->stages, p->n_stages));
     return bench_clocks_json(out, &p->clocks);
 }
 

@@ -146,16 +146,10 @@ static void check_count(const json_t *stages, const char *name, int count)
 
 START_TEST(a_step_has_a_point_for_every_row_count_and_context)
 {
-    static const char *const keys[] = {"stage",          "rows",
-                                       "context",        "median_s",
-                                       "p90_s",          "host_median_s",
-                                       "host_p90_s",     "bytes",
-                                       "floor_s",        "of_roof",
-                                       "rows_ratio",     "launches",
-                                       "stages",         "launches_per_layer",
-                                       "launch_s",       "idle_s",
-                                       "experts",        "ran_mhz",
-                                       "ran_memory_mhz", "slowed_by"};
+    static const char *const keys[] = {
+        "stage",    "rows",    "context", "median_s",      "p90_s",    "host_median_s",  "host_p90_s",
+        "bytes",    "floor_s", "of_roof", "rows_ratio",    "launches", "stages",         "launches_per_layer",
+        "launch_s", "idle_s",  "experts", "collectives_s", "ran_mhz",  "ran_memory_mhz", "slowed_by"};
     json_t *o = bench_json("step", "-r 1,5 -c 20,40 -p 0,70,130");
     const json_t *points = json_object_get(o, "points");
     check_head(o, "step", "points");
@@ -301,6 +295,37 @@ START_TEST(a_step_says_how_many_experts_it_reads)
     ck_assert_double_eq(number(six, "bytes") - number(one, "bytes"),
                         (number(six, "experts") - 1) * 4 * 3.0 * 16 * 32 * 2);
     json_decref(o);
+}
+END_TEST
+
+START_TEST(a_rank_alone_has_its_share_and_its_collectives)
+{
+    char args[400];
+    json_t *o = NULL, *whole = NULL;
+    snprintf(args, sizeof args, "step --json -r 4 -c 20 -p 0 --stages -m %s/llama4/maverick",
+             SPECBED_GOLDEN_DIR);
+    ck_assert_msg(bench(args) == 0, "%s", out);
+    ck_assert_msg(json_parse(out, strlen(out), "bench", &whole) == 0, "%s", out);
+    snprintf(args + strlen(args), sizeof args - strlen(args), " --shard 1/2");
+    ck_assert_msg(bench(args) == 0, "%s", out);
+    ck_assert_msg(json_parse(out, strlen(out), "bench", &o) == 0, "%s", out);
+    const json_t *rank = json_object_get(o, "shard"), *p = json_array_get(json_object_get(o, "points"), 0),
+                 *alone = json_array_get(json_object_get(whole, "points"), 0),
+                 *stages = json_object_get(p, "stages");
+    ck_assert(json_integer_value(json_array_get(rank, 0)) == 1 &&
+              json_integer_value(json_array_get(rank, 1)) == 2);
+    ck_assert_double_lt(number(o, "weight_bytes"), 0.7 * number(whole, "weight_bytes"));
+    ck_assert_double_lt(number(p, "bytes"), 0.7 * number(alone, "bytes"));
+    ck_assert_double_eq(number(p, "launches_per_layer"), 8);
+    check_count(stages, "reduce", 2 * 8);
+    check_count(stages, "allgather", 1);
+    check_count(stages, "o", 8);
+    check_count(stages, "down", 4);
+    ck_assert_ptr_null(stage_named(stages, "o+residual"));
+    ck_assert_double_gt(number(p, "collectives_s"), 0);
+    ck_assert(json_is_null(json_object_get(alone, "collectives_s")));
+    json_decref(o);
+    json_decref(whole);
 }
 END_TEST
 
@@ -517,6 +542,7 @@ int main(void)
     tcase_add_test(program, kernels_of_many_rows_are_those_of_prefill);
     tcase_add_test(program, layers_of_experts_have_stages_and_read_those_that_rows_chose);
     tcase_add_test(program, a_step_says_how_many_experts_it_reads);
+    tcase_add_test(program, a_rank_alone_has_its_share_and_its_collectives);
     tcase_add_test(program, a_file_of_experiments_names_model_and_device);
     tcase_add_test(program, fp8_activations_are_a_stage_of_their_own);
     tcase_add_test(program, tables_name_their_columns_and_what_they_depend_on);

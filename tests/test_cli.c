@@ -323,7 +323,7 @@ START_TEST(prompts_that_cannot_be_read_are_a_failure)
     holds(err, "p.jsonl:2: expected UTF-8, found byte 0xff at byte offset 28 of the file");
     write_text("p.jsonl", "{\"question\": \"a\"}\n");
     ck_assert_int_eq(specbed("", "run", "e.yaml", "--dry-run", NULL), 1);
-    holds(err, "p.jsonl:1: expected an object with 'turns', 'messages' or 'prompt'");
+    holds(err, "p.jsonl:1: expected an object with 'turns', 'messages', 'prompt' or 'tokens'");
     ck_assert_int_eq(
         specbed("", "run", "e.yaml", "--dry-run", "--set", "workload.dataset=nowhere.jsonl", NULL), 1);
     holds(err, "nowhere.jsonl: cannot open: No such file or directory");

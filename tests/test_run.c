@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { MAX_SETS = 8 };
@@ -334,6 +335,70 @@ START_TEST(prompts_of_token_ids_reach_the_model_as_they_are)
 }
 END_TEST
 
+/* A small model with experts beside the toy's tokenizer: links, of which the first words are the toy's. */
+enum { WORDS = 2, LINKS = 7 };
+static const char *const link_names[LINKS] = {"tokenizer.json",
+                                              "tokenizer_config.json",
+                                              "config.json",
+                                              "model.safetensors.index.json",
+                                              "model-00001-of-00003.safetensors",
+                                              "model-00002-of-00003.safetensors",
+                                              "model-00003-of-00003.safetensors"};
+
+static void link_experts(char dir[128])
+{
+    char from[512], to[256];
+    snprintf(dir, 128, "%s/experts", toy.path);
+    ck_assert_int_eq(mkdir(dir, 0777), 0);
+    for (int i = 0; i < LINKS; i++) {
+        if (i < WORDS)
+            snprintf(from, sizeof from, "%s/%s", toy.model, link_names[i]);
+        else
+            snprintf(from, sizeof from, "%s/llama4/maverick/%s", SPECBED_GOLDEN_DIR, link_names[i]);
+        snprintf(to, sizeof to, "%s/%s", dir, link_names[i]);
+        ck_assert_int_eq(symlink(from, to), 0);
+    }
+}
+
+static void unlink_experts(const char *dir)
+{
+    char path[256];
+    for (int i = 0; i < LINKS; i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, link_names[i]);
+        unlink(path);
+    }
+    rmdir(dir);
+}
+
+START_TEST(steps_of_a_model_with_experts_say_which)
+{
+    char path[128], dir[128], sets[400];
+    write_tokens(path, "");
+    link_experts(dir);
+    for (int full = 0; full < 2; full++) {
+        snprintf(sets, sizeof sets,
+                 "workload.dataset=[%s] workload.max_tokens=12 model.path=%s draft.strategy=ngram "
+                 "trace.level=%s workload.template=raw",
+                 path, dir, full ? "full" : "steps");
+        struct trace t = run_and_read(full ? "full.h5" : "steps.h5", sets);
+        ck_assert_int_gt(t.n_steps, 2);
+        ck_assert_int_eq(t.n_step_experts, 4 * t.n_steps); /* layers of experts */
+        for (int64_t i = 0; i < t.n_steps; i++) {
+            const struct trace_step *s = &t.steps[i];
+            int sum = 0;
+            for (int l = 0; l < 4; l++)
+                sum += t.step_experts[s->expert_begin + l];
+            ck_assert(s->expert_layers == 4 && s->top_k == 1 && s->experts == sum && sum >= 4);
+            ck_assert_int_eq(s->chosen, full ? 4 * (1 + s->proposed) : 0);
+            for (int k = 0; k < s->chosen; k++)
+                ck_assert_int_lt(t.node_experts[s->chosen_begin + k], 8);
+        }
+        trace_deinit(&t);
+    }
+    unlink_experts(dir);
+}
+END_TEST
+
 START_TEST(a_shape_of_random_weights_runs_without_a_tokenizer)
 {
     char path[128], sets[256];
@@ -425,6 +490,7 @@ int main(void)
     tcase_add_test(tc, a_prompt_that_does_not_fit_is_named);
     tcase_add_test(tc, prompts_of_token_ids_reach_the_model_as_they_are);
     tcase_add_test(tc, a_shape_of_random_weights_runs_without_a_tokenizer);
+    tcase_add_test(tc, steps_of_a_model_with_experts_say_which);
     tcase_add_test(tc, a_dry_run_misses_what_a_run_would_and_writes_nothing);
     tcase_add_test(tc, an_existing_file_is_kept_without_force);
     tcase_add_test(tc, resuming_a_complete_file_repeats_nothing);
