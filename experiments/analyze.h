@@ -7,6 +7,8 @@
  *   method     {interval: "percentile bootstrap over prompts", level, replicates, seed}
  *   results    [one object for every arm and group; its keys are the columns of the CSV form; intervals are {value, lo, hi}]
  *   positions  [one object for every arm, group and depth; none for scored answers]
+ *   definitions [what other tools would have reported: one object for every arm that drafted, definition and position]
+ *   comparisons [arms against each other, paired by prompt; see stats_test.h]
  *   notes      [sentences]
  * A group is null for all prompts together. New keys may come; these keep name and meaning while schema_version is 1. */
 #ifndef EXPERIMENTS_ANALYZE_H
@@ -15,11 +17,13 @@
 #include <stdio.h>
 
 enum analyze_form { ANALYZE_TEXT, ANALYZE_JSON, ANALYZE_CSV };
+enum analyze_table { ANALYZE_RESULTS, ANALYZE_POSITIONS, ANALYZE_DEFINITIONS, ANALYZE_COMPARISONS, ANALYZE_TABLES };
 
 struct analyze_opts {
     struct summary_opts summary;
     enum analyze_form form;
-    int positions; /* text: the table of positions too; CSV: instead of the results */
+    unsigned tables;     /* 1 << enum analyze_table. Text: these too; CSV: the last of these instead of the results; JSON has all */
+    const char *against; /* label of the arm that all others are compared with, NULL: each with its baseline; borrowed */
 };
 struct analyze_opts analyze_defaults(void); /* text, all prompts together, 2000 replicates, seed 1, 95 % */
 

@@ -63,7 +63,7 @@ static char *print(const struct trace *t, enum analyze_form form, enum summary_b
     struct analyze_opts opts = analyze_defaults();
     opts.form = form;
     opts.summary.by = by;
-    opts.positions = positions;
+    opts.tables = positions ? 1u << ANALYZE_POSITIONS : 0;
     FILE *f = open_memstream(&out, &n);
     ck_assert_ptr_nonnull(f);
     ck_assert_msg(!analyze_trace(t, &opts, f), "%s", err_text());

@@ -1,0 +1,136 @@
+/* analyze_command: the command line of analyze, and the files that it names. */
+#include "engine/err.h"
+#include "experiments/analyze.h"
+#include "experiments/commands.h"
+#include "experiments/join.h"
+#include <argp.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int analyze_files(const char *const *path, int n, const struct analyze_opts *opts, FILE *out)
+{
+    struct trace all = {0}, part = {0};
+    int rc = 0;
+    for (int i = 0; i < n && !rc; i++) {
+        rc = trace_read(&part, path[i], TRACE_READ_STEPS | TRACE_READ_SCORES);
+        if (!rc)
+            rc = join_append(&all, &part);
+    }
+    if (!rc)
+        rc = analyze_trace(&all, opts, out);
+    trace_deinit(&part);
+    trace_deinit(&all);
+    return rc;
+}
+
+int analyze_print(const char *path, FILE *out)
+{
+    struct analyze_opts opts = analyze_defaults();
+    return analyze_files(&path, 1, &opts, out);
+}
+
+/* What the command line said. */
+struct invocation {
+    struct analyze_opts opts;
+    const char **path; /* owned [n], borrowed strings */
+    int n;
+};
+
+static uint64_t parse_number(struct argp_state *state, const char *arg, const char *what, uint64_t lo,
+                             uint64_t hi)
+{
+    char *end;
+    errno = 0;
+    unsigned long long v = strtoull(arg, &end, 10);
+    if (end == arg || *end || *arg == '-' || errno || v < lo || v > hi)
+        argp_error(state, "%s: expected a whole number of [%" PRIu64 ", %" PRIu64 "], found '%s'", what, lo,
+                   hi, arg);
+    return v;
+}
+
+static enum summary_by parse_by(struct argp_state *state, const char *arg)
+{
+    static const char *const names[] = {
+        [SUMMARY_BY_NONE] = "none", [SUMMARY_BY_CATEGORY] = "category", [SUMMARY_BY_DATASET] = "dataset"};
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(arg, names[i]))
+            return (enum summary_by)i;
+    argp_error(state, "--by: expected category, dataset or none, found '%s'", arg);
+    return SUMMARY_BY_NONE;
+}
+
+static error_t parse_option(int key, char *arg, struct argp_state *state)
+{
+    struct invocation *q = state->input;
+    switch (key) {
+    case 'j':
+        q->opts.form = ANALYZE_JSON;
+        break;
+    case 'c':
+        q->opts.form = ANALYZE_CSV;
+        break;
+    case 'b':
+        q->opts.summary.by = parse_by(state, arg);
+        break;
+    case 'p':
+        q->opts.tables |= 1u << ANALYZE_POSITIONS;
+        break;
+    case 'd':
+        q->opts.tables |= 1u << ANALYZE_DEFINITIONS;
+        break;
+    case 'a':
+        q->opts.against = arg;
+        q->opts.tables |= 1u << ANALYZE_COMPARISONS;
+        break;
+    case 'B':
+        q->opts.summary.resampling.replicates =
+            (int)parse_number(state, arg, "--bootstrap", 1, STATS_MAX_REPLICATES);
+        break;
+    case 's':
+        q->opts.summary.resampling.seed = parse_number(state, arg, "--seed", 0, INT64_MAX);
+        break;
+    case ARGP_KEY_ARG:
+        q->path[q->n++] = arg;
+        break;
+    case ARGP_KEY_NO_ARGS:
+        argp_error(state, "expected at least one result file");
+        break;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+    return 0;
+}
+
+int command_analyze(int argc, char **argv)
+{
+    static const struct argp_option options[] = {
+        {"json", 'j', 0, 0, "print JSON: every number in full precision", 0},
+        {"csv", 'c', 0, 0,
+         "print CSV: a row for every arm and group; with --positions and the like, that table instead", 0},
+        {"by", 'b', "WHAT", 0, "rows for every category or dataset too (default none)", 0},
+        {"positions", 'p', 0, 0, "acceptance by position, conditional and unconditional", 0},
+        {"definitions", 'd', 0, 0, "what each other tool would report for the same steps", 0},
+        {"compare", 'a', "ARM", OPTION_ARG_OPTIONAL,
+         "arms compared prompt by prompt: with ARM, or each with its baseline", 0},
+        {"bootstrap", 'B', "N", 0, "replicates behind an interval (default 2000)", 0},
+        {"seed", 's', "N", 0, "of the bootstrap (default 1)", 0},
+        {0}};
+    static const struct argp argp = {options,
+                                     parse_option,
+                                     "FILE...",
+                                     "Print acceptance and speed of a run; of one that scored answers, "
+                                     "perplexity and how near each arm is to the "
+                                     "reference. Several files, such as its slices, are read as one.",
+                                     0,
+                                     0,
+                                     0};
+    struct invocation q = {.opts = analyze_defaults(), .path = calloc((size_t)argc + 1, sizeof *q.path)};
+    if (!q.path)
+        FAIL(ERR_MEMORY, "no memory for %d arguments", argc);
+    argp_parse(&argp, argc, argv, 0, NULL, &q);
+    int rc = analyze_files(q.path, q.n, &q.opts, stdout);
+    free(q.path);
+    return rc;
+}
