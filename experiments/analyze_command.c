@@ -14,7 +14,7 @@ static int analyze_files(const char *const *path, int n, const struct analyze_op
     struct trace all = {0}, part = {0};
     int rc = 0;
     for (int i = 0; i < n && !rc; i++) {
-        rc = trace_read(&part, path[i], TRACE_READ_STEPS | TRACE_READ_SCORES);
+        rc = trace_read(&part, path[i], TRACE_READ_LEAN | TRACE_READ_SCORES);
         if (!rc)
             rc = join_append(&all, &part);
     }

@@ -1,5 +1,6 @@
 /* One function a formula. Names of source files are those of the tools' repositories in 2026. */
 #include "experiments/metrics_peers.h"
+#include "experiments/trace_lean.h"
 #include "spec/loop.h"
 #include <math.h>
 
@@ -39,8 +40,10 @@ void metrics_peers_request(struct metrics_peers *m, const struct trace *t, int64
         m->request_al_drafted += metrics_al_drafted(&one);
         m->request_rate += metrics_acceptance_rate(&one);
     }
-    for (int64_t i = 0; i < r->steps; i++)
-        add_cut(m, &t->steps[r->step_begin + i]);
+    for (int64_t i = 0; i < r->steps; i++) {
+        const struct trace_step s = trace_step_at(t, r->step_begin + i);
+        add_cut(m, &s);
+    }
 }
 
 #define DEFINITION(name)                                                                                     \

@@ -5,6 +5,7 @@
 #include "experiments/baseline.h"
 #include "experiments/pairs.h"
 #include "experiments/summary_score.h"
+#include "experiments/trace_lean.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -94,7 +95,7 @@ static void times(struct work *w, const struct summary_item *items, int64_t n, s
     for (int64_t i = 0; i < n; i++) {
         const struct trace_request *r = &t->requests[items[i].row];
         for (int64_t s = 0; s < r->steps; s++)
-            w->values[k++] = (double)t->steps[r->step_begin + s].ns_total;
+            w->values[k++] = (double)trace_step_at(t, r->step_begin + s).ns_total;
     }
     row->step = quantiles(w->values, k);
 }

@@ -100,6 +100,9 @@ struct trace {
     struct trace_step *steps;
     struct trace_node *nodes;
     struct trace_score *scores;
+    struct trace_lean *lean;       /* instead of steps: n_steps rows, see trace_lean.h */
+    struct trace_judged *judged;
+    int64_t n_judged;
     int64_t n_arms, n_prompts, n_requests, n_tokens, n_prompt_tokens, n_steps, n_nodes, n_scores;
 };
 enum trace_parts {
@@ -108,7 +111,9 @@ enum trace_parts {
     TRACE_READ_STEPS = 2,
     TRACE_READ_NODES = 4,
     TRACE_READ_SCORES = 8,
-    TRACE_READ_ALL = 15
+    TRACE_READ_ALL = 15,
+    TRACE_READ_LEAN = 16,  /* steps in the small form of trace_lean.h, instead of TRACE_READ_STEPS */
+    TRACE_READ_JUDGED = 32 /* the same, and the judged nodes, if the trace level kept nodes */
 };
 
 /* arms, prompts, requests and meta always, the rest by parts. ERR_IO; ERR_FORMAT: not a specbed result, a newer schema, a range
