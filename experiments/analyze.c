@@ -78,6 +78,8 @@ static const struct analyze_section sections[ANALYZE_TABLES] = {
                              analyze_fill_definitions, analyze_definition_legend},
     [ANALYZE_COMPARISONS] = {"comparisons", analyze_comparison_columns, &analyze_n_comparison_columns,
                              analyze_fill_comparisons, analyze_comparison_legend},
+    [ANALYZE_BREAKDOWN] = {"breakdown", analyze_bin_columns, &analyze_n_bin_columns, analyze_fill_bins,
+                           analyze_bin_legend},
 };
 
 struct analyze_opts analyze_defaults(void)

@@ -3,18 +3,29 @@
 #include "experiments/analyze.h"
 #include "experiments/commands.h"
 #include "experiments/join.h"
+#include "experiments/metrics_bins.h"
 #include <argp.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
+/* What must be read: nodes only where somebody asked for them. */
+static unsigned parts(const struct analyze_opts *opts)
+{
+    unsigned p = TRACE_READ_LEAN | TRACE_READ_SCORES;
+    for (int i = 0; i < METRICS_AXES; i++)
+        if ((opts->axes >> i & 1) && metrics_axis_is_of_nodes((enum metrics_axis)i))
+            p |= TRACE_READ_JUDGED;
+    return p;
+}
+
 static int analyze_files(const char *const *path, int n, const struct analyze_opts *opts, FILE *out)
 {
     struct trace all = {0}, part = {0};
     int rc = 0;
     for (int i = 0; i < n && !rc; i++) {
-        rc = trace_read(&part, path[i], TRACE_READ_LEAN | TRACE_READ_SCORES);
+        rc = trace_read(&part, path[i], parts(opts));
         if (!rc)
             rc = join_append(&all, &part);
     }
@@ -61,6 +72,15 @@ static enum summary_by parse_by(struct argp_state *state, const char *arg)
     return SUMMARY_BY_NONE;
 }
 
+static enum metrics_axis parse_axis(struct argp_state *state, const char *arg)
+{
+    for (int i = 0; i < METRICS_AXES; i++)
+        if (!strcmp(arg, metrics_axis_names[i]))
+            return (enum metrics_axis)i;
+    argp_error(state, "--breakdown: expected turn, context, entropy, confidence or rank, found '%s'", arg);
+    return METRICS_TURN;
+}
+
 static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
     struct invocation *q = state->input;
@@ -79,6 +99,10 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         break;
     case 'd':
         q->opts.tables |= 1u << ANALYZE_DEFINITIONS;
+        break;
+    case 'x':
+        q->opts.axes |= 1u << parse_axis(state, arg);
+        q->opts.tables |= 1u << ANALYZE_BREAKDOWN;
         break;
     case 'a':
         q->opts.against = arg;
@@ -114,6 +138,9 @@ int command_analyze(int argc, char **argv)
         {"definitions", 'd', 0, 0, "what each other tool would report for the same steps", 0},
         {"compare", 'a', "ARM", OPTION_ARG_OPTIONAL,
          "arms compared prompt by prompt: with ARM, or each with its baseline", 0},
+        {"breakdown", 'x', "AXIS", 0,
+         "acceptance against turn, context, entropy, confidence (with calibration) or rank; may be repeated",
+         0},
         {"bootstrap", 'B', "N", 0, "replicates behind an interval (default 2000)", 0},
         {"seed", 's', "N", 0, "of the bootstrap (default 1)", 0},
         {0}};

@@ -25,9 +25,10 @@ struct analyze_section {
     const char *legend;
 };
 
-extern const struct table_column analyze_definition_columns[], analyze_comparison_columns[];
-extern const int analyze_n_definition_columns, analyze_n_comparison_columns;
-extern const char analyze_definition_legend[], analyze_comparison_legend[];
+extern const struct table_column analyze_definition_columns[], analyze_comparison_columns[], analyze_bin_columns[];
+extern const int analyze_n_definition_columns, analyze_n_comparison_columns, analyze_n_bin_columns;
+extern const char analyze_definition_legend[], analyze_comparison_legend[], analyze_bin_legend[];
 int analyze_fill_definitions(struct table *x, struct analyze_report *r); /* ERR_MEMORY */
 int analyze_fill_comparisons(struct table *x, struct analyze_report *r); /* ERR_MEMORY */
+int analyze_fill_bins(struct table *x, struct analyze_report *r);        /* the axes that were asked for. ERR_MEMORY; ERR_CONFIG: not in the trace */
 #endif

@@ -96,7 +96,7 @@ int trace_check_step(const struct trace *t, int64_t i, const struct trace_step *
 
 int trace_check_node(const struct trace *t, int64_t step, int k, const struct trace_node *n)
 {
-    if (n->depth < 1 || n->rank < 0 || n->token < 0 || n->parent < -1)
+    if (n->depth < 1 || n->depth > k + 1 || n->rank < 0 || n->token < 0 || n->parent < -1)
         FAIL(ERR_FORMAT,
              "%s: /nodes: node %d of step %lld: parent %d, depth %d, rank %d or token %d is out of range",
              t->path, k, (long long)step, n->parent, n->depth, n->rank, n->token);

@@ -93,14 +93,19 @@ static int judge(struct reader *r, int64_t step, const struct trace_node *nodes,
 /* The nodes of steps [n], which stand one behind the other. */
 static int read_nodes(struct reader *r, int64_t first, int n)
 {
-    int64_t begin = r->steps[0].node_begin, end = begin;
+    int64_t begin = -1, end = -1;
     for (int i = 0; i < n; i++) {
-        if (r->steps[i].node_begin != end && r->steps[i].proposed)
+        const struct trace_step *s = &r->steps[i];
+        if (!s->proposed)
+            continue;
+        if (begin < 0)
+            begin = end = s->node_begin;
+        if (s->node_begin != end)
             FAIL(ERR_FORMAT,
                  "%s: /steps row %lld: expected its nodes behind those of the step before, at row %lld, "
                  "found %lld",
-                 r->t->path, (long long)(first + i), (long long)end, (long long)r->steps[i].node_begin);
-        end += r->steps[i].proposed;
+                 r->t->path, (long long)(first + i), (long long)end, (long long)s->node_begin);
+        end += s->proposed;
     }
     if (end - begin > r->cap_nodes) {
         free(r->nodes);
@@ -109,7 +114,7 @@ static int read_nodes(struct reader *r, int64_t first, int n)
         if (!r->nodes)
             FAIL(ERR_MEMORY, "%s: no memory for %lld nodes", r->t->path, (long long)(end - begin));
     }
-    return record_file_read(r->f, RECORD_NODES, begin, end - begin, r->nodes);
+    return end > begin ? record_file_read(r->f, RECORD_NODES, begin, end - begin, r->nodes) : 0;
 }
 
 static int read_piece(struct reader *r, int64_t first, int n, int judged)
