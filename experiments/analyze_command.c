@@ -13,7 +13,7 @@
 /* What must be read: nodes only where somebody asked for them. */
 static unsigned parts(const struct analyze_opts *opts)
 {
-    unsigned p = TRACE_READ_LEAN | TRACE_READ_SCORES;
+    unsigned p = TRACE_READ_LEAN | TRACE_READ_SCORES | TRACE_READ_LOOPS;
     for (int i = 0; i < METRICS_AXES; i++)
         if ((opts->axes >> i & 1) && metrics_axis_is_of_nodes((enum metrics_axis)i))
             p |= TRACE_READ_JUDGED;

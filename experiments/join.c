@@ -160,6 +160,10 @@ static int join_rows(struct trace *into, struct trace *part)
     TRY(reserve(&into->requests, into->n_requests, part->n_requests, sizeof *into->requests));
     TRY(reserve_steps(into, part));
     TRY(reserve(&into->scores, into->n_scores, part->n_scores, sizeof *into->scores));
+    if (into->loops && part->loops) {
+        TRY(reserve(&into->loops, into->n_requests, part->n_requests, sizeof *into->loops));
+        memcpy(into->loops + into->n_requests, part->loops, (size_t)part->n_requests * sizeof *part->loops);
+    }
     int *arm = malloc(((size_t)part->n_arms + 1) * sizeof *arm);
     if (!arm)
         FAIL(ERR_MEMORY, "no memory for %lld arms", (long long)part->n_arms);
@@ -198,7 +202,7 @@ int join_append(struct trace *into, struct trace *part)
         *part = (struct trace){0};
         return 0;
     }
-    assert(!into->lean == !part->lean);
+    assert(!into->lean == !part->lean && !into->loops == !part->loops);
     TRY(check_same_run(into, part));
     TRY(join_meta(into, part));
     TRY(join_rows(into, part));

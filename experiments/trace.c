@@ -6,6 +6,7 @@
 #include "experiments/record_rows.h"
 #include "experiments/trace_check.h"
 #include "experiments/trace_lean.h"
+#include "experiments/trace_loop.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -82,6 +83,8 @@ int trace_read(struct trace *t, const char *path, unsigned parts)
     rc = trace_check_rows(&read, f);
     if (!rc && (parts & (TRACE_READ_LEAN | TRACE_READ_JUDGED)))
         rc = trace_lean_read(&read, f, parts);
+    if (!rc && (parts & TRACE_READ_LOOPS))
+        rc = trace_loops_read(&read, f);
 out:
     record_file_close(f);
     if (rc)
@@ -115,5 +118,6 @@ void trace_deinit(struct trace *t)
     free(t->scores);
     free(t->lean);
     free(t->judged);
+    free(t->loops);
     *t = (struct trace){0};
 }

@@ -102,6 +102,7 @@ struct trace {
     struct trace_score *scores;
     struct trace_lean *lean;       /* instead of steps: n_steps rows, see trace_lean.h */
     struct trace_judged *judged;
+    int64_t *loops;                /* [n_requests], or NULL: tokens that the answer's last loop has, 0 for none */
     int64_t n_judged;
     int64_t n_arms, n_prompts, n_requests, n_tokens, n_prompt_tokens, n_steps, n_nodes, n_scores;
 };
@@ -113,6 +114,7 @@ enum trace_parts {
     TRACE_READ_SCORES = 8,
     TRACE_READ_ALL = 15,
     TRACE_READ_LEAN = 16,  /* steps in the small form of trace_lean.h, instead of TRACE_READ_STEPS */
+    TRACE_READ_LOOPS = 64, /* how far answers end in a loop: trace_loop.h */
     TRACE_READ_JUDGED = 32 /* the same, and the judged nodes, if the trace level kept nodes */
 };
 

@@ -503,7 +503,7 @@ static void record_answer(struct record *r, int arm, int prompt, int drafted)
                                 .pass_rows = emitted,
                                 .pass_seqs = 1,
                                 .ns_verify = 10 * MS,
-                                .ns_total = 10 * MS,
+                                .ns_total = 10 * MS + prompt,
                                 .tokens = tokens + i,
                                 .log_p = log_p};
         ck_assert_msg(!record_step(q, &s), "%s", err_text());
