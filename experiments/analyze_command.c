@@ -1,14 +1,15 @@
 /* analyze_command: the command line of analyze, and the files that it names. */
 #include "engine/err.h"
 #include "experiments/analyze.h"
+#include "experiments/analyze_input.h"
 #include "experiments/commands.h"
-#include "experiments/join.h"
 #include "experiments/metrics_bins.h"
 #include <argp.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* What must be read: nodes only where somebody asked for them. */
 static unsigned parts(const struct analyze_opts *opts)
@@ -20,26 +21,15 @@ static unsigned parts(const struct analyze_opts *opts)
     return p;
 }
 
-static int analyze_files(const char *const *path, int n, const struct analyze_opts *opts, FILE *out)
-{
-    struct trace all = {0}, part = {0};
-    int rc = 0;
-    for (int i = 0; i < n && !rc; i++) {
-        rc = trace_read(&part, path[i], parts(opts));
-        if (!rc)
-            rc = join_append(&all, &part);
-    }
-    if (!rc)
-        rc = analyze_trace(&all, opts, out);
-    trace_deinit(&part);
-    trace_deinit(&all);
-    return rc;
-}
-
 int analyze_print(const char *path, FILE *out)
 {
     struct analyze_opts opts = analyze_defaults();
-    return analyze_files(&path, 1, &opts, out);
+    struct trace t = {0};
+    int rc = trace_read(&t, path, parts(&opts));
+    if (!rc)
+        rc = analyze_trace(&t, &opts, out);
+    trace_deinit(&t);
+    return rc;
 }
 
 /* What the command line said. */
@@ -47,6 +37,7 @@ struct invocation {
     struct analyze_opts opts;
     const char **path; /* owned [n], borrowed strings */
     int n;
+    int follow; /* seconds between looks, 0: once */
 };
 
 static uint64_t parse_number(struct argp_state *state, const char *arg, const char *what, uint64_t lo,
@@ -115,6 +106,9 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case 's':
         q->opts.summary.resampling.seed = parse_number(state, arg, "--seed", 0, INT64_MAX);
         break;
+    case 'f':
+        q->follow = arg ? (int)parse_number(state, arg, "--follow", 1, 3600) : 2;
+        break;
     case ARGP_KEY_ARG:
         q->path[q->n++] = arg;
         break;
@@ -125,6 +119,29 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         return ARGP_ERR_UNKNOWN;
     }
     return 0;
+}
+
+/* Once, or again and again while the run goes on. */
+static int analyze_all(const struct analyze_input *in, const struct invocation *q)
+{
+    for (uint64_t seen = 0;;) {
+        struct trace t = {0};
+        uint64_t state = analyze_input_state(in);
+        int rc = 0, running = 1;
+        if (state != seen) {
+            rc = analyze_input_read(in, parts(&q->opts), &t);
+            running = !rc && !strcmp(t.meta.status, "running");
+            if (!rc)
+                rc = analyze_trace(&t, &q->opts, stdout);
+            trace_deinit(&t);
+            if (!rc && q->follow && running)
+                puts("");
+        }
+        if (rc || !q->follow || !running)
+            return rc;
+        seen = state;
+        sleep((unsigned)q->follow);
+    }
 }
 
 int command_analyze(int argc, char **argv)
@@ -141,23 +158,31 @@ int command_analyze(int argc, char **argv)
         {"breakdown", 'x', "AXIS", 0,
          "acceptance against turn, context, entropy, confidence (with calibration) or rank; may be repeated",
          0},
+        {"follow", 'f', "SECONDS", OPTION_ARG_OPTIONAL,
+         "print again whenever a file has grown, until the run ends (default every 2)", 0},
         {"bootstrap", 'B', "N", 0, "replicates behind an interval (default 2000)", 0},
         {"seed", 's', "N", 0, "of the bootstrap (default 1)", 0},
         {0}};
-    static const struct argp argp = {options,
-                                     parse_option,
-                                     "FILE...",
-                                     "Print acceptance and speed of a run; of one that scored answers, "
-                                     "perplexity and how near each arm is to the "
-                                     "reference. Several files, such as its slices, are read as one.",
-                                     0,
-                                     0,
-                                     0};
+    static const struct argp argp = {
+        options,
+        parse_option,
+        "FILE...",
+        "Print acceptance and speed of a run; of one that scored answers, "
+        "perplexity and how near each arm is to the "
+        "reference. Several files, such as its slices, are read as one; a folder "
+        "means the *.h5 in it, a pattern what it matches.",
+        0,
+        0,
+        0};
     struct invocation q = {.opts = analyze_defaults(), .path = calloc((size_t)argc + 1, sizeof *q.path)};
     if (!q.path)
         FAIL(ERR_MEMORY, "no memory for %d arguments", argc);
     argp_parse(&argp, argc, argv, 0, NULL, &q);
-    int rc = analyze_files(q.path, q.n, &q.opts, stdout);
+    struct analyze_input in = {0};
+    int rc = analyze_input_init(&in, q.path, q.n);
+    if (!rc)
+        rc = analyze_all(&in, &q);
+    analyze_input_deinit(&in);
     free(q.path);
     return rc;
 }
