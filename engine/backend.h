@@ -3,6 +3,7 @@
  * its header in kernels/. Operations are enqueued in order; sync reports what they hid. Errors: ERR_DEVICE, ERR_MEMORY. */
 #ifndef ENGINE_BACKEND_H
 #define ENGINE_BACKEND_H
+#include "engine/comm.h"
 #include "kernels/accept.h"
 #include "kernels/attention.h"
 #include "kernels/embed.h"
@@ -12,6 +13,7 @@
 #include "kernels/node_stats.h"
 #include "kernels/ngram.h"
 #include "kernels/quantise.h"
+#include "kernels/reduce.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/step.h"
 #include <stdio.h>
@@ -34,6 +36,12 @@ struct rival {
     void *scratch;             /* [bytes] the result and whatever the library needs */
     size_t bytes;              /* out of rival_ask */
     int choices, choice;       /* out of rival_ask: ways that it proposes; which one, from 0 */
+};
+
+/* What a device runs at now. */
+struct backend_clocks {
+    int mhz, memory_mhz; /* 0: not known */
+    char slowed_by[96];  /* "nothing", "power cap, temperature"; "": not known */
 };
 
 /* What a pass is recorded under: all operations between pass_begin and pass_end are the same whenever the key is. */
@@ -77,6 +85,12 @@ struct backend_ops {
     int  (*moe)(struct backend *be, const struct moe *a);
     int  (*kv_move)(struct backend *be, const struct kv_move *a);
     int  (*logits)(struct backend *be, const struct logits *a);
+    /* Make this backend a rank of c's group, before it computes anything: every rank calls it, each from its own thread, and no reduce or gather
+     * that follows has a part of more than `bytes`. From then on sync and poll also report the failure of another rank, within c's patience.
+     * Without it the backend is the only rank: reduce and gather copy. */
+    int  (*join)(struct backend *be, const struct comm *c, size_t bytes);
+    int  (*reduce)(struct backend *be, const struct reduce *a);
+    int  (*gather)(struct backend *be, const struct gather *a);
     /* The operations of a step around its pass; kernels/step.h. */
     int  (*ngram)(struct backend *be, const struct ngram *a);
     int  (*step_plan)(struct backend *be, const struct step *s, int rows);
@@ -96,6 +110,7 @@ struct backend_ops {
      * marks gives stamps 0..n-1, all of them set since, in ns from an origin of their own. */
     int  (*mark)(struct backend *be, int i);
     int  (*marks)(struct backend *be, int n, int64_t *ns);
+    void (*clocks)(struct backend *be, struct backend_clocks *out); /* waits for no operation */
     int  (*rival_ask)(struct backend *be, struct rival *a); /* choices 0: there is no such library for this backend or this shape */
     int  (*rival)(struct backend *be, const struct rival *a);
 };
@@ -104,6 +119,7 @@ enum { BACKEND_MARKS = 1025 };
 struct backend {
     const struct backend_ops *ops;
     void *self;           /* the backend's own state */
+    struct comm comm;     /* its place in the group it joined; world 0: none */
     int threads;          /* host threads it computes or prepares weights with */
     int host_reads;       /* 1: the host may read and write its memory once sync has returned */
     int transposes;       /* 1: matrix() takes parts whose columns lie apart, their rows side by side; 0: best arranged before */

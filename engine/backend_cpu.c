@@ -1,7 +1,7 @@
 /* backend_cpu: kernels run when called, in the caller's memory; sync has nothing to wait for. Big allocations
  * are fresh anonymous maps: zero without being touched, so cells of a cache that no sequence reaches cost
  * nothing. */
-#include "engine/backend.h"
+#include "engine/backend_cpu_group.h"
 #include "engine/clock.h"
 #include "engine/err.h"
 #include "kernels/cpu.h"
@@ -467,6 +467,13 @@ static int cpu_marks(struct backend *be, int n, int64_t *ns)
     return 0;
 }
 
+/* Cores have a clock each, and none that can be asked for everywhere. */
+static void cpu_clocks(struct backend *be, struct backend_clocks *out)
+{
+    (void)be;
+    *out = (struct backend_clocks){.mhz = 0};
+}
+
 static int cpu_rival_ask(struct backend *be, struct rival *a)
 {
     (void)be;
@@ -512,6 +519,9 @@ const struct backend_ops backend_cpu = {
     .moe = cpu_moe,
     .kv_move = cpu_kv_move,
     .logits = cpu_logits,
+    .join = cpu_join,
+    .reduce = cpu_reduce,
+    .gather = cpu_gather,
     .ngram = cpu_ngram,
     .step_plan = cpu_step_plan,
     .step_commit = cpu_step_commit,
@@ -527,6 +537,7 @@ const struct backend_ops backend_cpu = {
     .poll = cpu_poll,
     .mark = cpu_mark,
     .marks = cpu_marks,
+    .clocks = cpu_clocks,
     .rival_ask = cpu_rival_ask,
     .rival = cpu_rival,
 };

@@ -35,6 +35,7 @@ static void cuda_close(struct backend *be)
         cudaGraphExecDestroy(c->graphs[i].exec);
     cuda_bulk_close(c);
     cuda_close_marks(c);
+    cuda_close_nvml(c);
     cuda_close_memory(c);
     if (c->stream)
         cudaStreamDestroy(c->stream);
@@ -314,6 +315,7 @@ const struct backend_ops backend_cuda = {
     .poll = cuda_poll,
     .mark = cuda_mark,
     .marks = cuda_marks,
+    .clocks = cuda_clocks,
     .rival_ask = cuda_rival_ask,
     .rival = cuda_rival,
 };

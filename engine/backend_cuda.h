@@ -43,6 +43,7 @@ struct cuda {
     struct gemm_lt *lt; /* owned; NULL before the first product in bulk */
     cudaEvent_t marks[BACKEND_MARKS]; /* owned, each from its first use on */
     size_t launches_before;           /* the pass that is being recorded */
+    struct cuda_nvml *nvml;           /* owned; NULL before the clocks are asked for */
 };
 
 static inline struct cuda *cuda_of(const struct backend *be)
@@ -77,6 +78,8 @@ void cuda_pass_forget(struct backend *be, const void *owner);
 int  cuda_mark(struct backend *be, int i);
 int  cuda_marks(struct backend *be, int n, int64_t *ns);
 void cuda_close_marks(struct cuda *c);
+void cuda_clocks(struct backend *be, struct backend_clocks *out);
+void cuda_close_nvml(struct cuda *c);
 
 /* The operations of the table where their argument says bulk. gemm_bytes: for one product of that matrix. */
 size_t cuda_bulk_gemm_bytes(int rows, int n, int k);

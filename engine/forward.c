@@ -72,6 +72,7 @@ static int alloc_experts(struct forward *f)
     const size_t rows = (size_t)f->max_rows, chosen = rows * (size_t)c->top_k,
                  layers = (size_t)moe_layers(f->model);
     void *experts = NULL;
+    f->moe_layers = (int)layers;
     if (layers == 0)
         return 0;
     TRY(alloc_floats(be, rows, (size_t)c->experts, &s->router));
@@ -308,7 +309,7 @@ static int copy_to_host(const struct forward *f, int n)
         return 0;
     if (s->copy_experts)
         TRY(be->ops->download(be, s->copy_experts, f->experts,
-                              (size_t)moe_layers(f->model) * rows * (size_t)f->model->cfg.top_k *
+                              (size_t)f->moe_layers * rows * (size_t)f->model->cfg.top_k *
                                   sizeof *f->experts));
     TRY(be->ops->download(be, s->copy_stats, f->stats, rows * sizeof *f->stats));
     return be->ops->download(be, s->copy_logits, f->logits, rows * vocab * sizeof *f->logits);

@@ -28,6 +28,7 @@ struct forward {
     struct logit_stats *stats; /* backend memory [max_logit_rows] of the same rows */
     int *experts;        /* backend memory [moe layers, rows, top_k] of the last pass (kernels/moe.h: best first): layers in rising order,
                             rows as that pass had; without logits a last layer of experts is not run. NULL: no layer has experts */
+    int moe_layers;      /* layers of experts */
     const float *host_logits;             /* the same for the host: an alias where it can read the backend's memory, */
     const struct logit_stats *host_stats; /* a copy that forward_run downloads where it cannot */
     const int *host_experts;              /* (of passes with logits) */

@@ -4,6 +4,7 @@
 #include "engine/err.h"
 #include "engine/log.h"
 #include "experiments/analyze_report.h"
+#include "experiments/analyze_experts.h"
 #include "experiments/analyze_score.h"
 #include "experiments/display.h"
 #include "experiments/source.h"
@@ -71,6 +72,8 @@ static const int n_position_columns = sizeof position_columns / sizeof *position
 static int fill_results(struct table *x, struct analyze_report *r);
 static int fill_positions(struct table *x, struct analyze_report *r);
 
+static int fill_experts(struct table *x, struct analyze_report *r);
+
 static const struct analyze_section sections[ANALYZE_TABLES] = {
     [ANALYZE_RESULTS] = {"results", result_columns, &n_result_columns, fill_results, ""},
     [ANALYZE_POSITIONS] = {"positions", position_columns, &n_position_columns, fill_positions, ""},
@@ -80,6 +83,8 @@ static const struct analyze_section sections[ANALYZE_TABLES] = {
                              analyze_fill_comparisons, analyze_comparison_legend},
     [ANALYZE_BREAKDOWN] = {"breakdown", analyze_bin_columns, &analyze_n_bin_columns, analyze_fill_bins,
                            analyze_bin_legend},
+    [ANALYZE_EXPERTS] = {"experts", analyze_experts_columns, &analyze_experts_n_columns, fill_experts,
+                         analyze_experts_legend},
 };
 
 struct analyze_opts analyze_defaults(void)
@@ -167,6 +172,11 @@ static int fill_positions(struct table *x, struct analyze_report *r)
     return 0;
 }
 
+static int fill_experts(struct table *x, struct analyze_report *r)
+{
+    return analyze_experts_fill(x, r->t);
+}
+
 static int fill_results(struct table *x, struct analyze_report *r)
 {
     for (int i = 0; i < r->summary.n; i++) {
@@ -190,7 +200,8 @@ static int fill_results(struct table *x, struct analyze_report *r)
 
 static unsigned selected(const struct analyze_report *r)
 {
-    return r->opts->form == ANALYZE_JSON ? ~0u : r->opts->tables | 1u << ANALYZE_RESULTS;
+    return r->opts->form == ANALYZE_JSON ? ~0u
+                                         : r->opts->tables | 1u << ANALYZE_RESULTS | 1u << ANALYZE_EXPERTS;
 }
 
 static int fill_tables(struct analyze_report *r)

@@ -3,6 +3,7 @@
 #include "engine/err.h"
 #include "experiments/bench_project.h"
 #include "experiments/commands.h"
+#include "experiments/config_whole.h"
 #include "kernels/philox.h"
 #include <argp.h>
 #include <stdlib.h>
@@ -28,9 +29,25 @@ static int open_model(struct bench *b, int cap)
         return 0;
     }
     TRY(model_config_named(&cfg, b->shape));
+    if (b->layers > cfg.layers)
+        FAIL(ERR_CONFIG, "--layers: expected at most the %d layers of '%s', found %d", cfg.layers, b->shape,
+             b->layers);
+    cfg.layers = b->layers ? b->layers : cfg.layers;
     if (cfg.max_positions < cap + LOOP_ROOM)
         cfg.max_positions = cap + LOOP_ROOM;
-    TRY_CTX(model_synthetic(&b->m, &b->tap.be, &cfg, 1, &b->numbers), "making model '%s'", b->shape);
+    TRY_CTX(model_synthetic(&b->m, &b->tap.be, &cfg, (uint64_t)b->seed, &b->numbers), "making model '%s'",
+            b->shape);
+    return 0;
+}
+
+/* What a rank alone needs of forward does not exist yet. */
+static int check_alone(const struct bench *b)
+{
+    if (b->numbers.shard.world > 1)
+        FAIL(ERR_CONFIG,
+             "--shard: expected one rank, found a world of %d: ranks are planned (run --dry-run) but not "
+             "computed with",
+             b->numbers.shard.world);
     return 0;
 }
 
@@ -42,6 +59,7 @@ static int bench_open(struct bench *b)
     const struct backend_opts opts = {
         .threads = b->threads, .isa = b->isa, .eager = b->eager, .device = b->index};
     TRY(backend_open(be, b->kind, &opts));
+    TRY(check_alone(b));
     TRY(open_model(b, cap));
     TRY(kv_init(&b->kv, be, &b->m, 1, cap));
     const int block = be->prefill_rows > wide ? be->prefill_rows : wide;
@@ -49,11 +67,13 @@ static int bench_open(struct bench *b)
     b->tokens = malloc((size_t)cap * sizeof *b->tokens);
     b->ns = malloc(((size_t)b->repeats + 1) * sizeof *b->ns);
     b->seconds = malloc((size_t)b->repeats * sizeof *b->seconds);
-    if (!b->tokens || !b->ns || !b->seconds)
+    b->experts = calloc((size_t)b->f.moe_layers * (size_t)b->f.max_rows * (size_t)b->m.cfg.top_k + 1,
+                        sizeof *b->experts);
+    if (!b->tokens || !b->ns || !b->seconds || !b->experts)
         FAIL(ERR_MEMORY, "bench: out of memory for %d tokens", cap);
     for (int i = 0; i < cap; i++)
         b->tokens[i] = (int)(philox(1, 0, (uint32_t)i, PHILOX_SYNTHETIC, 0).v[0] % (uint32_t)b->m.cfg.vocab);
-    return 0;
+    return be->host_reads ? 0 : bench_time_empty(b);
 }
 
 static void bench_close(struct bench *b)
@@ -67,6 +87,8 @@ static void bench_close(struct bench *b)
     free(b->tokens);
     free(b->ns);
     free(b->seconds);
+    free(b->experts);
+    config_deinit(&b->config);
 }
 
 /* "1,2,8" into whole numbers of [lo, hi]. */
@@ -112,6 +134,46 @@ static enum model_numbers parse_numbers(struct argp_state *state, const char *na
     return strcmp(arg, "fp8") == 0 ? MODEL_FP8 : MODEL_BF16;
 }
 
+/* "RANK/WORLD". */
+static struct shard parse_shard(struct argp_state *state, const char *arg)
+{
+    char *end = NULL, *last = NULL;
+    const long rank = strtol(arg, &end, 10), world = *end == '/' ? strtol(end + 1, &last, 10) : 0;
+    if (end == arg || !last || last == end + 1 || *last || world < 1 || world > COMM_WORLD_MAX || rank < 0 ||
+        rank >= world)
+        argp_error(state,
+                   "--shard: expected RANK/WORLD, a rank of [0, world) in a world of [1, %d], found '%s'",
+                   COMM_WORLD_MAX, arg);
+    return (struct shard){(int)rank, (int)world};
+}
+
+/* What a file of experiments says of the model and the device; options behind it win. */
+static int take_config(struct bench *b, const char *path)
+{
+    struct config *c = &b->config;
+    config_deinit(c);
+    TRY(config_load(c, path, NULL, 0));
+    TRY(config_shard(c, &b->numbers.shard.rank, &b->numbers.shard.world));
+    const struct shard shard = b->numbers.shard;
+    b->numbers = config_numbers(c);
+    b->numbers.shard = shard;
+    b->dir = c->model.synthetic[0] || !c->model.path[0] ? NULL : c->model.path;
+    b->shape = c->model.synthetic[0] ? c->model.synthetic : NULL;
+    b->seed = c->model.synthetic_seed;
+    b->kind = c->device.kind;
+    b->isa = c->device.isa;
+    b->index = c->device.index;
+    b->threads = c->device.threads;
+    b->eager = !c->device.graph;
+    return 0;
+}
+
+static void parse_config(struct argp_state *state, struct bench *b, const char *path)
+{
+    if (take_config(b, path))
+        argp_error(state, "--config: %s", err_text());
+}
+
 static const struct {
     const char *name;
     int (*measure)(struct bench *b);
@@ -143,6 +205,8 @@ static void finish_options(struct argp_state *state, struct bench *b)
         argp_error(state, "--model and --synthetic: expected one of them");
     if (!step && (b->prefill.n || b->stages))
         argp_error(state, "--%s: goes with step, not with kernels", b->stages ? "stages" : "prefill");
+    if (b->layers && !b->shape)
+        argp_error(state, "--layers: goes with random weights (--synthetic), not with a checkpoint");
     struct projection known;
     if (b->project && (!step || b->json))
         argp_error(state, "--project: goes with step and its table, not with kernels or --json");
@@ -169,7 +233,11 @@ enum {
     KEY_PROJECT,
     KEY_AL,
     KEY_DRAFT,
-    KEY_COLLECTIVE
+    KEY_COLLECTIVE,
+    KEY_CONFIG,
+    KEY_SHARD,
+    KEY_LAYERS,
+    KEY_SKEW
 };
 
 static error_t parse_option(int key, char *arg, struct argp_state *state)
@@ -178,9 +246,23 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     switch (key) {
     case 'm':
         b->dir = arg;
+        b->shape = b->shape == b->config.model.synthetic ? NULL : b->shape;
         break;
     case 's':
         b->shape = arg;
+        b->dir = b->dir == b->config.model.path ? NULL : b->dir;
+        break;
+    case KEY_CONFIG:
+        parse_config(state, b, arg);
+        break;
+    case KEY_SHARD:
+        b->numbers.shard = parse_shard(state, arg);
+        break;
+    case KEY_LAYERS:
+        b->layers = parse_one(state, "layers", arg, 1, 1024);
+        break;
+    case KEY_SKEW:
+        b->numbers.expert_skew = (float)parse_real(state, "expert-skew", arg, 0, 1.5);
         break;
     case KEY_WEIGHTS:
         b->numbers.weights = parse_numbers(state, "weights", arg);
@@ -253,7 +335,14 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 
 static const struct argp_option options[] = {
     {"model", 'm', "DIR", 0, "Hugging Face directory (default models/smollm2-135m-instruct)", 0},
-    {"synthetic", 's', "NAME", 0, "random weights of a published shape instead: llama-3.1-8b, ...", 0},
+    {"synthetic", 's', "NAME", 0, "random weights of a published shape instead: llama-3.1-8b, maverick, ...",
+     0},
+    {"config", KEY_CONFIG, "FILE", 0,
+     "what an experiment file says of model and device; options after it win", 0},
+    {"shard", KEY_SHARD, "R/W", 0, "one rank alone of a group of W, its collectives replaced by copies", 0},
+    {"layers", KEY_LAYERS, "N", 0, "of --synthetic, the first N layers (default all)", 0},
+    {"expert-skew", KEY_SKEW, "X", 0, "of --synthetic, as synthetic.expert_skew (default 0: experts alike)",
+     0},
     {"weights", KEY_WEIGHTS, "NUMBERS", 0, "bf16 or fp8 (default bf16)", 0},
     {"activations", KEY_ACTIVATIONS, "NUMBERS", 0, "bf16 or fp8 (default bf16)", 0},
     {"kv", KEY_KV, "NUMBERS", 0, "bf16 or fp8, of the cache (default bf16)", 0},
@@ -286,7 +375,7 @@ int command_bench(int argc, char **argv)
         0,
         0,
         0};
-    struct bench b = {.kind = "cpu", .isa = "auto", .repeats = 30, .warmup = 5};
+    struct bench b = {.kind = "cpu", .isa = "auto", .repeats = 30, .warmup = 5, .seed = 1};
     if (argp_parse(&argp, argc, argv, 0, NULL, &b))
         FAIL(ERR_CONFIG, "bench: the arguments make no sense; see --help");
     int rc = bench_open(&b);

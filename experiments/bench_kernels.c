@@ -1,5 +1,6 @@
 /* bench_kernels: each operation of a pass alone, and the pass itself beside their sum: what the sum has more
- * was overlapped, what it has less was idle time between kernels. */
+ * was overlapped, what it has less was waiting. How much of a pass its kernels need to follow each other is
+ * measured apart (bench_stamps.c). */
 #include "engine/err.h"
 #include "experiments/bench.h"
 #include <stdio.h>
@@ -9,6 +10,7 @@ struct pass {
     int rows, context, n;
     struct bench_time whole;
     size_t launches;
+    struct backend_clocks clocks;
     struct bench_stage stages[BENCH_STAGES];
 };
 
@@ -23,6 +25,7 @@ static int measure_pass(struct bench *b, int rows, int context, struct pass *p)
     TRY(bench_fill(b, context));
     TRY(bench_plan(b, rows));
     TRY(bench_time_whole(b, context, &p->whole, &p->launches));
+    p->clocks = b->clocks;
     return bench_time_stages(b, context, p->stages, &p->n);
 }
 
@@ -41,18 +44,28 @@ static void print_tables(const struct bench *b, const struct passes *all)
         const struct pass *p = &all->at[i];
         const double sum = bench_stages_sum(p->stages, p->n);
         bench_print_stages(b, p->stages, p->n);
-        printf(
-            "sum of stages %.4f ms, the whole pass of %zu kernels %.4f ms (p90 %.4f): %.1f%% of the sum\n\n",
-            1e3 * sum, p->launches, 1e3 * p->whole.median, 1e3 * p->whole.p90, 100 * p->whole.median / sum);
+        printf("sum of stages %.4f ms, in their pass %.4f ms, the whole pass of %zu kernels %.4f ms (p90 "
+               "%.4f): %.1f%% of the sum\n",
+               1e3 * sum, 1e3 * bench_stages_in_pass(p->stages, p->n), p->launches, 1e3 * p->whole.median,
+               1e3 * p->whole.p90, 100 * p->whole.median / sum);
+        if (b->empty > 0)
+            printf(
+                "between kernels %.4f ms: so many launches of one without work, %.3f us each in a recorded "
+                "chain\n",
+                1e3 * bench_idle(b, p->launches), 1e6 * b->empty);
+        bench_print_clocks(b, &p->clocks);
+        printf("\n");
     }
 }
 
 static json_t *pass_json(const struct bench *b, const struct pass *p)
 {
-    return json_pack("{s:i, s:i, s:f, s:f, s:I, s:f, s:o}", "rows", p->rows, "context", p->context,
-                     "median_s", p->whole.median, "p90_s", p->whole.p90, "launches", (json_int_t)p->launches,
-                     "sum_s", bench_stages_sum(p->stages, p->n), "stages",
-                     bench_stages_json(b, p->stages, p->n));
+    json_t *out = json_pack(
+        "{s:i, s:i, s:f, s:f, s:I, s:o, s:f, s:f, s:o}", "rows", p->rows, "context", p->context, "median_s",
+        p->whole.median, "p90_s", p->whole.p90, "launches", (json_int_t)p->launches, "idle_s",
+        bench_number(bench_idle(b, p->launches)), "sum_s", bench_stages_sum(p->stages, p->n), "in_pass_s",
+        bench_stages_in_pass(p->stages, p->n), "stages", bench_stages_json(b, p->stages, p->n));
+    return bench_clocks_json(out, &p->clocks);
 }
 
 static int print_json(const struct bench *b, const struct passes *all)

@@ -1,11 +1,12 @@
 /* bench_stages: the operations of a pass, kind by kind. A pass is tapped (experiments/bench_tap.h), the
  * operations of one kind are put one after the other into a recorded pass of their own: those of all layers
  * in turn, each with its own weights and cells. Where all of them together would stay in the cache, copies
- * follow, until what is read before anything comes again is four caches long. What is timed is therefore the
+ * follow, until what is read before anything comes again is four caches long; not of experts, whose layers
+ * are longer than that in every model that needs them. What is timed is therefore the
  * operation in its rhythm, start of the next one overlapped as in a step. */
 #include "engine/err.h"
 #include "engine/log.h"
-#include "experiments/bench.h"
+#include "experiments/bench_kinds.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,151 +16,25 @@ enum { OPERATIONS_MAX = 1024, CACHES = 4, FEW = 32, MANY = 256, HUGE_FROM_BYTES 
 static const double large =
     32e6; /* bytes: from there on a pass of FEW operations is long enough to be timed */
 
-struct kind {
-    const char *name, *moves;
-    enum operation_kind kind;
-    size_t w; /* of these with a product: its matrix is this member of struct layer; else ANY */
-    double (*bytes)(const struct bench *b, const struct operation *o, int context);
-};
-#define ANY SIZE_MAX
-
-static double bytes_embed(const struct bench *b, const struct operation *o, int context)
-{
-    (void)b;
-    (void)context;
-    return (double)o->a.embed.rows * o->a.embed.w->k * (sizeof(bf16) + sizeof(float));
-}
-
-static double bytes_rmsnorm(const struct bench *b, const struct operation *o, int context)
-{
-    const struct rmsnorm *a = &o->a.rmsnorm;
-    (void)context;
-    return (double)a->rows * a->dim * sizeof(float) +
-           (double)b->tap.be.ops->act_bytes(&b->tap.be, a->rows, a->dim);
-}
-
-static double bytes_rope_table(const struct bench *b, const struct operation *o, int context)
-{
-    (void)b;
-    (void)context;
-    return (double)o->a.rope_table.rows->n * o->a.rope_table.head_dim * sizeof(float);
-}
-
-static double bytes_quantise(const struct bench *b, const struct operation *o, int context)
-{
-    (void)context;
-    return 2.0 * (double)b->tap.be.ops->act_bytes(&b->tap.be, o->a.quantise.rows, o->a.quantise.k);
-}
-
-static double bytes_product(const struct bench *b, const struct operation *o, int context)
-{
-    struct operation copy = *o;
-    (void)b;
-    (void)context;
-    return (double)operation_product(&copy)->w->bytes;
-}
-
-static double bytes_attention(const struct bench *b, const struct operation *o, int context)
-{
-    return (double)b->kv.bytes / b->kv.cap / b->kv.n_layers * (context + o->a.attention.rows->n);
-}
-
-static double bytes_logits(const struct bench *b, const struct operation *o, int context)
-{
-    (void)b;
-    (void)context;
-    return (double)o->a.logits.rows * o->a.logits.vocab * sizeof(float);
-}
-
-/* At least one row is read to the end. */
-static double bytes_accept(const struct bench *b, const struct operation *o, int context)
-{
-    (void)b;
-    (void)context;
-    return (double)o->a.accept.vocab * sizeof(float);
-}
-
-/* A node's rank takes the row of its parent. */
-static double bytes_node_stats(const struct bench *b, const struct operation *o, int context)
-{
-    const int nodes = b->f.rows.n > 1 ? b->f.rows.n - 1 : 1;
-    (void)context;
-    return (double)nodes * o->a.node_stats.vocab * sizeof(float);
-}
-
-static double bytes_plan(const struct bench *b, const struct operation *o, int context)
-{
-    (void)b;
-    (void)context;
-    return 6.0 * o->a.plan.rows * sizeof(int);
-}
-
-static double bytes_ngram(const struct bench *b, const struct operation *o, int context)
-{
-    (void)b;
-    (void)o;
-    return (double)context * sizeof(int);
-}
-
-static double bytes_commit(const struct bench *b, const struct operation *o, int context)
-{
-    (void)b;
-    (void)context;
-    return (double)step_entry_bytes(&o->a.commit.step->trees);
-}
-
-static const struct kind kinds[] = {
-    {"embed", "acts", OPERATION_EMBED, ANY, bytes_embed},
-    {"rmsnorm", "acts", OPERATION_RMSNORM, ANY, bytes_rmsnorm},
-    {"rope_table", "acts", OPERATION_ROPE_TABLE, ANY, bytes_rope_table},
-    {"quantise", "acts", OPERATION_QUANTISE, ANY, bytes_quantise},
-    {"qkv", "weights", OPERATION_QKV, ANY, bytes_product},
-    {"attention", "cache", OPERATION_ATTENTION, ANY, bytes_attention},
-    {"o+residual", "weights", OPERATION_RESIDUAL, offsetof(struct layer, o), bytes_product},
-    {"swiglu", "weights", OPERATION_SWIGLU, ANY, bytes_product},
-    {"down+residual", "weights", OPERATION_RESIDUAL, offsetof(struct layer, down), bytes_product},
-    {"head", "weights", OPERATION_GEMM, ANY, bytes_product},
-    {"logits", "logits", OPERATION_LOGITS, ANY, bytes_logits},
-    {"accept", "logits", OPERATION_ACCEPT, ANY, bytes_accept},
-    {"node_stats", "logits", OPERATION_NODE_STATS, ANY, bytes_node_stats},
-    {"plan", "state", OPERATION_PLAN, ANY, bytes_plan},
-    {"ngram", "text", OPERATION_NGRAM, ANY, bytes_ngram},
-    {"commit", "state", OPERATION_COMMIT, ANY, bytes_commit}, /* the last: it goes on in the text */
-};
-enum { KINDS = sizeof kinds / sizeof *kinds };
-_Static_assert((int)KINDS <= (int)BENCH_STAGES, "every kind may occur");
-
 /* Operations in the order that they are enqueued in, each with memory of its own to read. */
 struct rotation {
-    const struct kind *kind;
+    const struct bench_kind *kind;
     struct operation *list; /* owned [n] */
     struct matrix *w;       /* owned [n], of the copies */
     void **lent;            /* owned [n_lent], backend memory of the copies */
     int n, n_lent, loops;   /* the whole list so often in a pass */
 };
 
-static int of_kind(const struct bench *b, const struct kind *k, struct operation *o)
-{
-    if (o->kind != k->kind)
-        return 0;
-    if (k->w == ANY)
-        return 1;
-    for (int i = 0; i < b->m.cfg.layers; i++)
-        if ((const char *)operation_product(o)->w == (const char *)&b->m.layers[i] + k->w)
-            return 1;
-    return 0;
-}
-
-static int count(const struct bench *b, const struct kind *k)
+static int count(const struct bench *b, const struct bench_kind *k)
 {
     int n = 0;
     for (int i = 0; i < b->tap.n; i++)
-        n += of_kind(b, k, &b->tap.list[i]);
+        n += bench_is_of(b, k, &b->tap.list[i]);
     return n;
 }
 
 /* How often the operations of a pass stand in the list. */
-static int copies(const struct bench *b, const struct kind *k, int n, double bytes)
+static int copies(const struct bench *b, const struct bench_kind *k, int n, double bytes)
 {
     const double cache = CACHES * (double)b->tap.be.cache_bytes;
     if (strcmp(k->moves, "weights") != 0 && strcmp(k->moves, "cache") != 0)
@@ -211,7 +86,7 @@ static int fill_rotation(struct bench *b, struct rotation *r, int n)
 {
     int at = 0;
     for (int i = 0; i < b->tap.n; i++)
-        if (of_kind(b, r->kind, &b->tap.list[i]))
+        if (bench_is_of(b, r->kind, &b->tap.list[i]))
             r->list[at++] = b->tap.list[i];
     for (; at < r->n; at++) {
         r->list[at] = r->list[at % n];
@@ -229,7 +104,7 @@ static int commits(const struct bench *b)
     return fit < 1 ? 1 : fit < FEW ? fit : FEW;
 }
 
-static int least(const struct bench *b, const struct kind *k, double bytes)
+static int least(const struct bench *b, const struct bench_kind *k, double bytes)
 {
     if (b->tap.be.host_reads)
         return 1;
@@ -238,7 +113,7 @@ static int least(const struct bench *b, const struct kind *k, double bytes)
     return bytes < large ? MANY : FEW;
 }
 
-static int open_rotation(struct bench *b, struct rotation *r, const struct kind *k, int n, double bytes)
+static int open_rotation(struct bench *b, struct rotation *r, const struct bench_kind *k, int n, double bytes)
 {
     const size_t total = (size_t)n * (size_t)copies(b, k, n, bytes);
     *r = (struct rotation){
@@ -347,24 +222,50 @@ static int time_rival(struct bench *b, const struct rotation *r, struct bench_st
     return rc;
 }
 
+/* The mean over the list's operations of a kind: layers may differ in what they read. */
+static double mean_bytes(const struct bench *b, const struct bench_kind *k, int context, double *experts)
+{
+    double bytes = 0;
+    int n = 0;
+    *experts = 0;
+    for (int i = 0; i < b->tap.n; i++)
+        if (bench_is_of(b, k, &b->tap.list[i])) {
+            bytes += k->bytes(b, &b->tap.list[i], context);
+            *experts += bench_operation_experts(b, &b->tap.list[i]);
+            n++;
+        }
+    *experts /= n;
+    return bytes / n;
+}
+
+/* The matrix whose shape a report shows. */
+static const struct matrix *shape_of(struct operation *o)
+{
+    const struct gemm *product = operation_product(o);
+    return o->kind == OPERATION_MOE ? &o->a.moe.gate_up[0] : product ? product->w : NULL;
+}
+
 /* A kind that the list has. What the operations of a pass need was left by a whole one, so that no kind
  * computes on what another one made of its inputs. */
-static int time_kind(struct bench *b, const struct kind *k, int context, struct bench_stage *out)
+static int time_kind(struct bench *b, const struct bench_kind *k, int context, struct bench_stage *out)
 {
     struct operation *first = b->tap.list;
     struct rotation r = {0};
-    while (!of_kind(b, k, first))
+    while (!bench_is_of(b, k, first))
         first++;
-    const struct gemm *product = operation_product(first);
+    const struct matrix *shape = shape_of(first);
+    double experts;
+    const double bytes = mean_bytes(b, k, context, &experts);
     *out = (struct bench_stage){.name = k->name,
                                 .moves = k->moves,
                                 .around = k->kind >= OPERATION_ACCEPT,
                                 .rows = b->f.rows.n,
                                 .context = context,
-                                .n = product ? product->w->n : 0,
-                                .k = product ? product->w->k : 0,
+                                .n = shape ? shape->n : 0,
+                                .k = shape ? shape->k : 0,
                                 .count = count(b, k),
-                                .bytes = k->bytes(b, first, context)};
+                                .bytes = bytes,
+                                .experts = experts};
     int rc = open_rotation(b, &r, k, out->count, out->bytes);
     out->rotated = out->bytes * r.n;
     if (rc == 0 && !out->around)
@@ -379,23 +280,26 @@ static int time_kind(struct bench *b, const struct kind *k, int context, struct 
 
 static int time_list(struct bench *b, int context, struct bench_stage *out, int *n)
 {
-    for (int i = 0; i < KINDS; i++)
-        if (count(b, &kinds[i]) > 0) {
-            TRY_CTX(time_kind(b, &kinds[i], context, &out[*n]), "timing '%s' of %d rows", kinds[i].name,
-                    b->f.rows.n);
+    for (int i = 0; i < bench_n_kinds; i++)
+        if (count(b, &bench_kinds[i]) > 0) {
+            TRY_CTX(time_kind(b, &bench_kinds[i], context, &out[*n]), "timing '%s' of %d rows",
+                    bench_kinds[i].name, b->f.rows.n);
             ++*n;
         }
     return 0;
 }
 
-static int tap_pass(struct bench *b, int context)
+int bench_tap_pass(struct bench *b, int context)
 {
+    struct backend *be = &b->tap.be;
     const int rows = b->f.rows.n;
     tap_open(&b->tap);
-    const int rc =
-        forward_enqueue(&b->f, &b->f.rows, forward_reach(&b->f, context + rows), bench_flags(rows));
+    int rc = forward_enqueue(&b->f, &b->f.rows, forward_reach(&b->f, context + rows), bench_flags(rows));
     tap_close(&b->tap);
-    return rc;
+    const size_t chosen = (size_t)b->f.moe_layers * (size_t)rows * (size_t)b->m.cfg.top_k;
+    if (rc == 0 && chosen > 0)
+        rc = be->ops->download(be, b->experts, b->f.experts, chosen * sizeof *b->experts);
+    return rc ? rc : be->ops->sync(be);
 }
 
 static int time_around(struct bench *b, int context, struct bench_stage *out, int *n)
@@ -410,11 +314,21 @@ static int time_around(struct bench *b, int context, struct bench_stage *out, in
 int bench_time_stages(struct bench *b, int context, struct bench_stage *out, int *n)
 {
     *n = 0;
-    TRY(tap_pass(b, context));
+    TRY(bench_tap_pass(b, context));
     TRY(time_list(b, context, out, n));
+    TRY(bench_plan(b, b->f.rows.n)); /* what the kinds alone left is no pass */
+    TRY_CTX(bench_time_in_pass(b, out, *n), "a stamped pass of %d rows", b->f.rows.n);
     if (b->f.rows.n <= BENCH_ROWS)
         TRY_CTX(time_around(b, context, out, n), "a step of %d rows", b->f.rows.n);
     return 0;
+}
+
+double bench_stages_in_pass(const struct bench_stage *s, int n)
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += s[i].around ? 0 : s[i].count * s[i].in_pass;
+    return sum;
 }
 
 double bench_stages_sum(const struct bench_stage *s, int n)

@@ -4,7 +4,7 @@
  * those that the pass chose, the keys and values of the context once. */
 #include "engine/clock.h"
 #include "engine/err.h"
-#include "experiments/bench.h"
+#include "experiments/bench_kinds.h"
 #include "experiments/bench_project.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,7 +16,9 @@ struct point {
     int rows, context;
     struct bench_time device, host; /* a median of 0: not measured */
     double bytes, experts;          /* experts: distinct ones a layer, mean over its layers; 0: none */
-    size_t launches;
+    size_t recorded;                /* kernels of the pass that was timed */
+    struct bench_launches launches; /* the same, operation by operation */
+    struct backend_clocks clocks;
     struct bench_stage stages[BENCH_STAGES];
     int n_stages;
 };
@@ -39,51 +41,52 @@ static int time_host(struct bench *b, int rows, struct bench_time *out)
     return 0;
 }
 
-static int seen_before(const int *expert, int i)
-{
-    for (int k = 0; k < i; k++)
-        if (expert[k] == expert[i])
-            return 1;
-    return 0;
-}
-
 /* Of the last pass: the mean over its layers of distinct experts; *more: their bytes beyond the top_k a layer
  * that weight_bytes counts. */
 static double distinct_experts(const struct bench *b, int rows, double *more)
 {
     const struct model *m = &b->m;
-    const int *expert = b->f.host_experts, chosen = rows * m->cfg.top_k;
-    int layers = 0, all = 0;
+    const int *expert = b->experts, chosen = rows * m->cfg.top_k;
+    int all = 0;
     *more = 0;
-    for (int i = 0; expert && i < m->cfg.layers; i++) {
+    for (int i = 0; b->f.moe_layers && i < m->cfg.layers; i++) {
         const struct layer *l = &m->layers[i];
-        int distinct = 0;
         if (!(l->kind & LAYER_MOE))
             continue;
-        for (int k = 0; k < chosen; k++)
-            distinct += expert[k] >= 0 && !seen_before(expert, k);
+        const int distinct = bench_distinct(expert, chosen);
         *more += ((double)distinct - m->cfg.top_k) *
                  (double)(l->expert_gate_up[0].bytes + l->expert_down[0].bytes);
         expert += chosen;
         all += distinct;
-        layers++;
     }
-    return layers ? (double)all / layers : 0;
+    return b->f.moe_layers ? (double)all / b->f.moe_layers : 0;
+}
+
+/* Keys and values that a row behind the context sees. */
+static double cache_bytes(const struct bench *b, int context)
+{
+    const struct model_config *c = &b->m.cfg;
+    double cells = 0;
+    for (int i = 0; i < c->layers; i++)
+        cells += bench_cells_seen(context, c->kind[i] & LAYER_NOPE ? 0 : c->chunk);
+    return cells * bench_cell_bytes(b);
 }
 
 static int measure_point(struct bench *b, int rows, int context, struct point *p)
 {
-    const double token = (double)b->kv.bytes / b->kv.cap;
     *p = (struct point){.stage = rows == 1 ? "decode" : "verify",
                         .rows = rows,
                         .context = context,
-                        .bytes = (double)b->m.weight_bytes + token * context};
+                        .bytes = (double)b->m.weight_bytes + cache_bytes(b, context)};
     TRY(bench_fill(b, context));
     double more;
     TRY(time_host(b, rows, &p->host));
+    TRY(bench_count_launches(b, context, &p->launches));
     p->experts = distinct_experts(b, rows, &more);
     p->bytes += more;
-    TRY(bench_time_whole(b, context, &p->device, &p->launches));
+    TRY(bench_plan(b, rows));
+    TRY(bench_time_whole(b, context, &p->device, &p->recorded));
+    p->clocks = b->clocks;
     return b->stages ? bench_time_stages(b, context, p->stages, &p->n_stages) : 0;
 }
 
@@ -122,13 +125,18 @@ static void print_step(const struct bench *b, const struct points *all, const st
         printf("%8.3f", p->device.median / one);
     else
         printf("%8s", "-");
-    printf(" %8zu %10.4f %9.4f\n", p->launches, 1e3 * p->host.median, 1e3 * p->host.p90);
+    printf(" %8zu ", p->recorded);
+    if (b->empty > 0)
+        printf("%9.4f", 1e3 * bench_idle(b, p->recorded));
+    else
+        printf("%9s", "-");
+    printf(" %10.4f %9.4f\n", 1e3 * p->host.median, 1e3 * p->host.p90);
 }
 
 static void print_prefill(const struct point *p)
 {
-    printf("%-8s %5d %8d %10s %9s %10.1f %9s %9s %8s %8s %8s %10.4f %9.4f\n", p->stage, p->rows, p->context,
-           "-", "-", p->rows / p->host.median, "-", "-", "-", "-", "-", 1e3 * p->host.median,
+    printf("%-8s %5d %8d %10s %9s %10.1f %9s %9s %8s %8s %8s %9s %10.4f %9.4f\n", p->stage, p->rows,
+           p->context, "-", "-", p->rows / p->host.median, "-", "-", "-", "-", "-", "-", 1e3 * p->host.median,
            1e3 * p->host.p90);
 }
 
@@ -140,31 +148,50 @@ static void print_projections(const struct bench *b, const struct points *all)
     p.al = b->al > 0 ? b->al : p.al;
     p.draft_s = 1e-3 * b->draft_ms;
     p.collective_s = b->collective_us > 0 ? 1e-6 * b->collective_us : p.collective_s;
+    const int ranks = b->numbers.shard.world > 1 ? b->numbers.shard.world : 1;
     for (int i = 0; i < all->n; i++) {
         const struct point *at = &all->at[i];
-        const struct projected_from from = {at->rows,  at->context,       b->m.cfg.layers,          1,
+        const struct projected_from from = {at->rows,  at->context,       b->m.cfg.layers,          ranks,
                                             at->bytes, at->device.median, bench_floor(b, at->bytes)};
         if (at->device.median > 0)
             projection_print(&p, &from, stdout);
     }
 }
 
+/* What a table has no room for. */
+static void print_layers(const struct bench *b, const struct points *all)
+{
+    for (int i = 0; i < all->n; i++) {
+        const struct point *p = &all->at[i];
+        if (!p->recorded)
+            continue;
+        printf("%d row%s behind %d tokens: %.2f kernels a layer, %.3f us a kernel of the pass", p->rows,
+               p->rows == 1 ? "" : "s", p->context, (double)p->launches.layered / b->m.cfg.layers,
+               1e6 * p->device.median / (double)p->recorded);
+        if (p->experts > 0)
+            printf("; %.2f distinct experts a layer of experts, the mean; MB counts those", p->experts);
+        printf("\n");
+        bench_print_clocks(b, &p->clocks);
+    }
+}
+
 static void print_table(const struct bench *b, const struct points *all)
 {
     bench_print_head(b);
-    printf("%-8s %5s %8s %10s %9s %10s %9s %9s %8s %8s %8s %10s %9s\n", "stage", "rows", "context",
-           "median ms", "p90 ms", "tokens/s", "MB", "floor ms", "of roof", "x 1 row", "launches", "with host",
-           "p90 ms");
+    printf("%-8s %5s %8s %10s %9s %10s %9s %9s %8s %8s %8s %9s %10s %9s\n", "stage", "rows", "context",
+           "median ms", "p90 ms", "tokens/s", "MB", "floor ms", "of roof", "x 1 row", "launches", "idle ms",
+           "with host", "p90 ms");
     for (int i = 0; i < all->n; i++)
         if (all->at[i].device.median > 0)
             print_step(b, all, &all->at[i]);
         else
             print_prefill(&all->at[i]);
-    for (int i = 0; i < all->n; i++)
-        if (all->at[i].experts > 0)
-            printf(
-                "%d rows behind %d tokens chose %.2f distinct experts a layer, the mean; MB counts those\n",
-                all->at[i].rows, all->at[i].context, all->at[i].experts);
+    if (b->empty > 0)
+        printf(
+            "idle: time between kernels, launches x %.3f us, which a kernel without work takes in a recorded "
+            "chain of them\n",
+            1e6 * b->empty);
+    print_layers(b, all);
     for (int i = 0; i < all->n; i++) {
         const struct point *p = &all->at[i];
         const double sum = bench_stages_sum(p->stages, p->n_stages);
@@ -172,21 +199,27 @@ static void print_table(const struct bench *b, const struct points *all)
             continue;
         printf("\n");
         bench_print_stages(b, p->stages, p->n_stages);
-        printf("sum of stages %.4f ms, the whole pass %.4f ms: %.1f%% of the sum\n", 1e3 * sum,
-               1e3 * p->device.median, 100 * p->device.median / sum);
+        printf("sum of stages %.4f ms, in their pass %.4f ms, the whole pass %.4f ms: %.1f%% of the sum\n",
+               1e3 * sum, 1e3 * bench_stages_in_pass(p->stages, p->n_stages), 1e3 * p->device.median,
+               100 * p->device.median / sum);
     }
 }
 
 static json_t *point_json(const struct bench *b, const struct points *all, const struct point *p)
 {
     const double one = one_row(all, p), floor = bench_floor(b, p->bytes), median = p->device.median;
-    return json_pack("{s:s, s:i, s:i, s:o, s:o, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "stage", p->stage,
-                     "rows", p->rows, "context", p->context, "median_s", bench_number(median), "p90_s",
-                     bench_number(p->device.p90), "host_median_s", p->host.median, "host_p90_s", p->host.p90,
-                     "bytes", bench_number(p->bytes), "floor_s", bench_number(floor), "of_roof",
-                     bench_number(median > 0 ? floor / median : 0), "rows_ratio",
-                     bench_number(one > 0 ? median / one : 0), "launches", bench_number((double)p->launches),
-                     "stages", bench_stages_json(b, p->stages, p->n_stages));
+    json_t *out =
+        json_pack("{s:s, s:i, s:i, s:o, s:o, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}",
+                  "stage", p->stage, "rows", p->rows, "context", p->context, "median_s", bench_number(median),
+                  "p90_s", bench_number(p->device.p90), "host_median_s", p->host.median, "host_p90_s",
+                  p->host.p90, "bytes", bench_number(p->bytes), "floor_s", bench_number(floor), "of_roof",
+                  bench_number(median > 0 ? floor / median : 0), "rows_ratio",
+                  bench_number(one > 0 ? median / one : 0), "launches", bench_number((double)p->recorded),
+                  "launches_per_layer", bench_number((double)p->launches.layered / b->m.cfg.layers),
+                  "launch_s", bench_number(p->recorded ? median / (double)p->recorded : 0), "idle_s",
+                  bench_number(bench_idle(b, p->recorded)), "experts", bench_number(p->experts), "stages",
+                  bench_stages_json(b, p->stages, p->n_stages));
+    return bench_clocks_json(out, &p->clocks);
 }
 
 static int print_json(const struct bench *b, const struct points *all)

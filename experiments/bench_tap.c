@@ -73,6 +73,31 @@ static int keep_logits(struct backend *be, const struct logits *a)
     return keep(be, &(struct operation){.kind = OPERATION_LOGITS, .a.logits = *a});
 }
 
+static int keep_temperature(struct backend *be, const struct temperature *a)
+{
+    return keep(be, &(struct operation){.kind = OPERATION_TEMPERATURE, .a.temperature = *a});
+}
+
+static int keep_route(struct backend *be, const struct route *a)
+{
+    return keep(be, &(struct operation){.kind = OPERATION_ROUTE, .a.route = *a});
+}
+
+static int keep_moe(struct backend *be, const struct moe *a)
+{
+    return keep(be, &(struct operation){.kind = OPERATION_MOE, .a.moe = *a});
+}
+
+static int keep_reduce(struct backend *be, const struct reduce *a)
+{
+    return keep(be, &(struct operation){.kind = OPERATION_REDUCE, .a.reduce = *a});
+}
+
+static int keep_gather(struct backend *be, const struct gather *a)
+{
+    return keep(be, &(struct operation){.kind = OPERATION_GATHER, .a.gather = *a});
+}
+
 void tap_open(struct tap *t)
 {
     t->n = 0;
@@ -88,6 +113,11 @@ void tap_open(struct tap *t)
     t->ops.rope_table = keep_rope_table;
     t->ops.attention = keep_attention;
     t->ops.logits = keep_logits;
+    t->ops.rope_temperature = keep_temperature;
+    t->ops.route = keep_route;
+    t->ops.moe = keep_moe;
+    t->ops.reduce = keep_reduce;
+    t->ops.gather = keep_gather;
     t->be.ops = &t->ops;
 }
 
@@ -198,6 +228,16 @@ int operation_enqueue(const struct operation *o, struct backend *be)
         return be->ops->gemm(be, &o->a.gemm);
     case OPERATION_LOGITS:
         return be->ops->logits(be, &o->a.logits);
+    case OPERATION_TEMPERATURE:
+        return be->ops->rope_temperature(be, &o->a.temperature);
+    case OPERATION_ROUTE:
+        return be->ops->route(be, &o->a.route);
+    case OPERATION_MOE:
+        return be->ops->moe(be, &o->a.moe);
+    case OPERATION_REDUCE:
+        return be->ops->reduce(be, &o->a.reduce);
+    case OPERATION_GATHER:
+        return be->ops->gather(be, &o->a.gather);
     case OPERATION_ACCEPT:
         return be->ops->accept(be, &o->a.accept);
     case OPERATION_NODE_STATS:
@@ -219,6 +259,8 @@ struct gemm *operation_product(struct operation *o)
         return &o->a.qkv.product;
     case OPERATION_RESIDUAL:
         return &o->a.residual.product;
+    case OPERATION_ROUTE:
+        return &o->a.route.product;
     case OPERATION_SWIGLU:
     case OPERATION_GEMM:
         return &o->a.gemm;

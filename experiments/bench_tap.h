@@ -16,6 +16,11 @@ enum operation_kind {
     OPERATION_SWIGLU,
     OPERATION_GEMM,
     OPERATION_LOGITS,
+    OPERATION_TEMPERATURE,
+    OPERATION_ROUTE,
+    OPERATION_MOE,
+    OPERATION_REDUCE,
+    OPERATION_GATHER,
     OPERATION_ACCEPT, /* from here on: of a step around its pass */
     OPERATION_NODE_STATS,
     OPERATION_PLAN,
@@ -48,6 +53,11 @@ struct operation {
         struct residual residual;
         struct gemm gemm; /* SWIGLU too */
         struct logits logits;
+        struct temperature temperature;
+        struct route route;
+        struct moe moe;
+        struct reduce reduce;
+        struct gather gather;
         struct accept accept;
         struct node_stats node_stats;
         struct step_plans plan;

@@ -87,7 +87,7 @@ int bench_plan(struct bench *b, int rows)
     return rc;
 }
 
-static int enqueue_pass(struct bench *b, const struct bench_pass *p)
+int bench_enqueue_pass(struct bench *b, const struct bench_pass *p)
 {
     struct backend *be = &b->tap.be;
     int recorded = 0;
@@ -99,16 +99,17 @@ static int time_passes(struct bench *b, const struct bench_pass *p, size_t *laun
 {
     struct backend *be = &b->tap.be;
     const size_t before = be->launches;
-    TRY(enqueue_pass(b, p));
+    TRY(bench_enqueue_pass(b, p));
     if (launches)
         *launches = be->launches - before;
     for (int i = 1; i < b->warmup; i++)
-        TRY(enqueue_pass(b, p));
+        TRY(bench_enqueue_pass(b, p));
     TRY(be->ops->mark(be, 0));
     for (int i = 0; i < b->repeats; i++) {
-        TRY(enqueue_pass(b, p));
+        TRY(bench_enqueue_pass(b, p));
         TRY(be->ops->mark(be, i + 1));
     }
+    be->ops->clocks(be, &b->clocks); /* while it computes, or not long after */
     TRY(be->ops->sync(be));
     return be->ops->marks(be, b->repeats + 1, b->ns);
 }
@@ -138,6 +139,11 @@ int bench_time_whole(struct bench *b, int context, struct bench_time *out, size_
                            .key = {&p, rows, forward_reach(&b->f, context + rows), bench_flags(rows)}};
     p.arg = &p.key;
     return bench_time_passes(b, &p, out, launches);
+}
+
+double bench_idle(const struct bench *b, size_t launches)
+{
+    return (double)launches * b->empty;
 }
 
 double bench_floor(const struct bench *b, double bytes)

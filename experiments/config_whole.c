@@ -100,13 +100,12 @@ static int check_device(const struct config *c)
 static int check_model(const struct config *c)
 {
     struct model_config shape;
-    if (!c->model.path[0] && c->model.synthetic[0])
+    if (!c->model.path[0] && c->model.synthetic[0] && c->workload.stop.n > 0)
         FAIL(ERR_CONFIG,
-             "model.path: the weights of '%s' are made up, but a run needs a tokenizer: expected a directory "
-             "that has one, found nothing; set model.path to a directory whose tokenizer's ids all exist in "
-             "the model's vocabulary",
-             c->model.synthetic);
-    if (!c->model.path[0])
+             "workload.stop: expected no texts that end an answer, found %d: without a tokenizer there is no "
+             "text; set model.path to a directory that has one",
+             c->workload.stop.n);
+    if (!c->model.path[0] && !c->model.synthetic[0])
         FAIL(ERR_CONFIG,
              "model.path: expected the directory of a model, found nothing; `specbed list models` "
              "shows those below ./models");

@@ -26,10 +26,35 @@ void conversation_deinit(struct conversation *c)
     *c = (struct conversation){0};
 }
 
+/* Ids that were given as such. */
+static int copy_tokens(struct conversation *c)
+{
+    const struct prompt *p = c->prompt;
+    if (p->n_tokens > c->cap_ids) {
+        int *grown = realloc(c->ids, (size_t)p->n_tokens * sizeof *grown);
+        if (!grown)
+            FAIL(ERR_MEMORY, "prompt '%s': out of memory for %d token ids", p->id, p->n_tokens);
+        c->ids = grown;
+        c->cap_ids = p->n_tokens;
+    }
+    memcpy(c->ids, p->tokens, (size_t)p->n_tokens * sizeof *c->ids);
+    c->n_ids = p->n_tokens;
+    return 0;
+}
+
 int conversation_encode(struct conversation *c, const struct chat *chat, const struct tokenizer *t, int turn)
 {
     struct chat_message m[2 * WORKLOAD_MAX_TURNS];
     int n = 0;
+    if (c->prompt->tokens)
+        return copy_tokens(c);
+    if (!t)
+        FAIL(ERR_CONFIG,
+             "prompt '%s' of '%s': expected token ids ({\"tokens\": [1, 2, 3]}), found text: without a "
+             "tokenizer "
+             "the model reads nothing else; set model.path to a directory whose tokenizer's ids all exist in "
+             "the model's vocabulary",
+             c->prompt->id, c->prompt->dataset);
     if (*c->system)
         m[n++] = (struct chat_message){"system", c->system};
     for (int i = 0; i <= turn; i++) {
@@ -49,6 +74,8 @@ int conversation_encode(struct conversation *c, const struct chat *chat, const s
 
 int conversation_answer(struct conversation *c, const struct tokenizer *t, int turn, const int *ids, int n)
 {
+    if (!t)
+        return 0;
     char *text = tokenizer_decode(t, ids, n);
     if (!text)
         FAIL(ERR_MEMORY, "prompt '%s': out of memory for an answer of %d tokens", c->prompt->id, n);

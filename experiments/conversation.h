@@ -16,9 +16,10 @@ struct conversation {
 /* Forgets an earlier conversation; a zeroed struct is fine. */
 void conversation_begin(struct conversation *c, const struct prompt *p, const struct config *cfg);
 void conversation_deinit(struct conversation *c);
-/* Ids of the prompt of turn [0, n_turns), answers that are missing counted as empty. ERR_CONFIG: no tokens. */
+/* Ids of the prompt of turn [0, n_turns), answers that are missing counted as empty. t NULL: there is no tokenizer. ERR_CONFIG: no tokens, or
+ * text without a tokenizer. */
 int  conversation_encode(struct conversation *c, const struct chat *chat, const struct tokenizer *t, int turn);
-/* The answer of a turn as text: special tokens are left out. */
+/* The answer of a turn as text: special tokens are left out. Without a tokenizer nothing is kept, as no turn follows. */
 int  conversation_answer(struct conversation *c, const struct tokenizer *t, int turn, const int *ids, int n);
 /* Tokens that the longest text of this workload needs, prompt and answer, by what is known before there are answers: one whose tokens are
  * no text by themselves takes more in the next turn. Never above `context`. ERR_CONFIG names a prompt that does not fit it. */

@@ -15,8 +15,8 @@
 
 struct record_request {
     struct trace_request head;
-    struct row_list prompt, tokens, steps, nodes,
-        scores;                   /* first = 0: numbers count from the request's own first row */
+    struct row_list prompt, tokens, steps, nodes, scores, step_experts,
+        node_experts;             /* first = 0: numbers count from the request's own first row */
     struct record_request *spare; /* next unused object */
 };
 
@@ -114,6 +114,8 @@ static void record_free(struct record *r)
         free(q->steps.data);
         free(q->nodes.data);
         free(q->scores.data);
+        free(q->step_experts.data);
+        free(q->node_experts.data);
         free(q);
     }
     record_swap_close(&r->swap);
@@ -326,6 +328,7 @@ int record_begin(struct record *r, const struct trace_request *head, const int *
     q->spare = NULL;
     q->head = *head;
     q->prompt.n = q->tokens.n = q->steps.n = q->nodes.n = q->scores.n = 0;
+    q->step_experts.n = q->node_experts.n = 0;
     int rc = row_list_reserve(&q->prompt, RECORD_PROMPT_TOKENS, n_prompt);
     if (rc) {
         record_drop(r, q);
@@ -341,10 +344,15 @@ int record_begin(struct record *r, const struct trace_request *head, const int *
 
 int record_step(struct record_request *q, const struct step_record *s)
 {
-    int nodes = s->nodes ? s->proposed : 0;
+    int nodes = s->nodes ? s->proposed : 0, layers = s->expert_layers;
+    int chosen = s->chosen ? (1 + s->proposed) * layers * s->top_k : 0, experts = 0;
     TRY(row_list_reserve(&q->steps, RECORD_STEPS, 1));
     TRY(row_list_reserve(&q->tokens, RECORD_TOKENS, s->emitted));
     TRY(row_list_reserve(&q->nodes, RECORD_NODES, nodes));
+    TRY(row_list_reserve(&q->step_experts, RECORD_STEP_EXPERTS, layers));
+    TRY(row_list_reserve(&q->node_experts, RECORD_NODE_EXPERTS, chosen));
+    for (int i = 0; i < layers; i++)
+        experts += s->distinct[i];
     struct trace_step step = {.position = s->position,
                               .proposed = s->proposed,
                               .depth = s->depth,
@@ -358,7 +366,13 @@ int record_step(struct record_request *q, const struct step_record *s)
                               .ns_accept = s->ns_accept,
                               .ns_host = s->ns_host,
                               .ns_total = s->ns_total,
-                              .node_begin = q->nodes.n};
+                              .node_begin = q->nodes.n,
+                              .experts = experts,
+                              .expert_layers = layers,
+                              .top_k = layers ? s->top_k : 0,
+                              .expert_begin = q->step_experts.n,
+                              .chosen_begin = q->node_experts.n,
+                              .chosen = chosen};
     for (int i = 0; i < s->emitted; i++) {
         struct trace_token token = {.id = s->tokens[i], .log_p = s->log_p[i]};
         row_list_add(&q->tokens, RECORD_TOKENS, &token, 1);
@@ -377,6 +391,8 @@ int record_step(struct record_request *q, const struct step_record *s)
                                   .gap = n->gap};
         row_list_add(&q->nodes, RECORD_NODES, &node, 1);
     }
+    row_list_add(&q->step_experts, RECORD_STEP_EXPERTS, s->distinct, layers);
+    row_list_add(&q->node_experts, RECORD_NODE_EXPERTS, s->chosen, chosen);
     row_list_add(&q->steps, RECORD_STEPS, &step, 1);
     return 0;
 }
@@ -386,12 +402,16 @@ static int append_request(struct record *r, const struct record_request *q, cons
 {
     struct row_list *table = r->table;
     int64_t request = row_list_end(&table[RECORD_REQUESTS]), nodes = row_list_end(&table[RECORD_NODES]);
+    int64_t experts = row_list_end(&table[RECORD_STEP_EXPERTS]),
+            chosen = row_list_end(&table[RECORD_NODE_EXPERTS]);
     TRY(row_list_reserve(&table[RECORD_REQUESTS], RECORD_REQUESTS, 1));
     TRY(row_list_reserve(&table[RECORD_PROMPT_TOKENS], RECORD_PROMPT_TOKENS, q->prompt.n));
     TRY(row_list_reserve(&table[RECORD_TOKENS], RECORD_TOKENS, q->tokens.n));
     TRY(row_list_reserve(&table[RECORD_STEPS], RECORD_STEPS, q->steps.n));
     TRY(row_list_reserve(&table[RECORD_NODES], RECORD_NODES, q->nodes.n));
     TRY(row_list_reserve(&table[RECORD_SCORES], RECORD_SCORES, q->scores.n));
+    TRY(row_list_reserve(&table[RECORD_STEP_EXPERTS], RECORD_STEP_EXPERTS, q->step_experts.n));
+    TRY(row_list_reserve(&table[RECORD_NODE_EXPERTS], RECORD_NODE_EXPERTS, q->node_experts.n));
     row_list_add(&table[RECORD_REQUESTS], RECORD_REQUESTS, head, 1);
     row_list_add(&table[RECORD_PROMPT_TOKENS], RECORD_PROMPT_TOKENS, q->prompt.data, q->prompt.n);
     struct trace_token *token =
@@ -402,7 +422,11 @@ static int append_request(struct record *r, const struct record_request *q, cons
     for (int64_t i = 0; i < q->steps.n; i++) {
         step[i].request = request;
         step[i].node_begin += nodes;
+        step[i].expert_begin += experts;
+        step[i].chosen_begin += chosen;
     }
+    row_list_add(&table[RECORD_STEP_EXPERTS], RECORD_STEP_EXPERTS, q->step_experts.data, q->step_experts.n);
+    row_list_add(&table[RECORD_NODE_EXPERTS], RECORD_NODE_EXPERTS, q->node_experts.data, q->node_experts.n);
     struct trace_node *node = row_list_add(&table[RECORD_NODES], RECORD_NODES, q->nodes.data, q->nodes.n);
     for (int64_t i = 0; i < q->nodes.n; i++)
         node[i].step += head->step_begin;

@@ -82,7 +82,15 @@ static const struct field step_fields[] = {
     STEP(ns_host, I64, "ns", "the rest of the step, for the whole pass"),
     STEP(ns_total, I64, "ns", "the whole step, shared by the sequences of the pass"),
     STEP(node_begin, I64, "row of /nodes", "first node; `proposed` rows unless the trace level is steps"),
-    STEP(experts, I32, "experts", "distinct experts of the pass, 0 for dense models"),
+    STEP(experts, I32, "experts",
+         "distinct experts of the pass, summed over its layers of experts; 0 for dense models"),
+    LATER(trace_step, expert_layers, I32, "layers", "layers of experts", 3),
+    LATER(trace_step, top_k, I32, "experts", "experts that a row chooses in each", 3),
+    LATER(trace_step, expert_begin, I64, "row of /step_experts", "first layer; `expert_layers` rows", 3),
+    LATER(trace_step, chosen_begin, I64, "row of /node_experts",
+          "first choice; `chosen` rows, by the root and then each node, by layer, best first", 3),
+    LATER(trace_step, chosen, I32, "rows",
+          "(1 + proposed) * expert_layers * top_k, 0 unless the trace level is full", 3),
 };
 
 #define NODE(member, kind, unit, description) FIELD(trace_node, member, kind, unit, description)
@@ -113,6 +121,14 @@ static const struct field score_fields[] = {
           "1: it is the reference's most probable token too; the reference is the same checkpoint, numbers "
           "as stored"),
     SCORE(kl, F32, "nats", "KL(reference || model) over the whole vocabulary, 0 for the reference itself"),
+};
+
+static const struct field step_expert_fields[] = {
+    {"", FIELD_I32, 0, "experts", "distinct experts that the rows of the pass chose in a layer", 3},
+};
+
+static const struct field node_expert_fields[] = {
+    {"", FIELD_I32, 0, "", "an expert, from 0", 3},
 };
 
 #define META(member, kind, unit, description) FIELD(trace_meta, member, kind, unit, description)
@@ -157,4 +173,9 @@ const struct table record_tables[RECORD_TABLES] = {
         TABLE("nodes", struct trace_node, node_fields, 0, 1, "one row a draft node; ranges in /steps"),
     [RECORD_SCORES] = TABLE("scores", struct trace_score, score_fields, 0, 2,
                             "one row a token of a given answer that the model judged; ranges in /requests"),
+    [RECORD_STEP_EXPERTS] = TABLE("step_experts", int32_t, step_expert_fields, 0, 3,
+                                  "one row a step and layer of experts; ranges in /steps"),
+    [RECORD_NODE_EXPERTS] =
+        TABLE("node_experts", int32_t, node_expert_fields, 0, 3,
+              "what roots and draft nodes chose in each layer of experts; ranges in /steps"),
 };

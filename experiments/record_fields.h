@@ -23,6 +23,8 @@ enum record_table {
     RECORD_STEPS,
     RECORD_NODES,
     RECORD_SCORES,
+    RECORD_STEP_EXPERTS,
+    RECORD_NODE_EXPERTS,
     RECORD_TABLES
 };
 

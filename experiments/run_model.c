@@ -33,15 +33,17 @@ static int open_parts(struct run_model *m, const struct config *cfg)
                                   .device = cfg->device.index,
                                   .eager = !cfg->device.graph};
     int64_t start = clock_ns();
-    TRY(tokenizer_open(&m->tokenizer, cfg->model.path));
-    TRY(chat_open(&m->chat, cfg->model.path, cfg->workload.template, m->tokenizer));
+    if (cfg->model.path[0]) { /* else prompts are token ids */
+        TRY(tokenizer_open(&m->tokenizer, cfg->model.path));
+        TRY(chat_open(&m->chat, cfg->model.path, cfg->workload.template, m->tokenizer));
+    }
     TRY(backend_open(&m->be, cfg->device.kind, &device));
     log_info("device: %s", m->be.device);
     TRY(load_weights(m, cfg));
     log_info("model: ready after %.2f s, %.1f MiB on the device, weights %016llx, template %s",
              1e-9 * (double)(clock_ns() - start), (double)m->be.allocated / (1 << 20),
-             (unsigned long long)m->model.fingerprint, chat_name(m->chat.kind));
-    int ids = tokenizer_vocab_size(m->tokenizer);
+             (unsigned long long)m->model.fingerprint, m->tokenizer ? chat_name(m->chat.kind) : "none");
+    int ids = m->tokenizer ? tokenizer_vocab_size(m->tokenizer) : 0;
     if (ids > m->model.cfg.vocab)
         log_warn("model: the tokenizer knows %d ids, the model %d; a prompt with one of the others will fail",
                  ids, m->model.cfg.vocab);

@@ -58,6 +58,10 @@ static int read_parts(struct trace *t, struct record_file *f, unsigned parts)
         TRY(read_table(f, t->path, RECORD_NODES, &t->nodes, &t->n_nodes));
     if (parts & TRACE_READ_SCORES)
         TRY(read_table(f, t->path, RECORD_SCORES, &t->scores, &t->n_scores));
+    if (parts & TRACE_READ_EXPERTS) {
+        TRY(read_table(f, t->path, RECORD_STEP_EXPERTS, &t->step_experts, &t->n_step_experts));
+        TRY(read_table(f, t->path, RECORD_NODE_EXPERTS, &t->node_experts, &t->n_node_experts));
+    }
     return 0;
 }
 

@@ -4,8 +4,9 @@
 #define EXPERIMENTS_TRACE_H
 #include <stdint.h>
 
-/* Schema 2 brought /scores and requests.score_begin. Files of schema 1 are read as files without scores. */
-enum { TRACE_SCHEMA = 2 };
+/* Schema 2 brought /scores and requests.score_begin, schema 3 /step_experts, /node_experts and where steps have theirs. Older files are
+ * read as files without scores and experts. */
+enum { TRACE_SCHEMA = 3 };
 enum { TRACE_SCORED = 100 }; /* finish of an answer that was given, not generated; apart from every enum finish */
 
 /* /arms: one cell of the sweep */
@@ -50,7 +51,12 @@ struct trace_step {
     int32_t pass_rows, pass_seqs;
     int64_t ns_draft, ns_verify, ns_accept, ns_host, ns_total;
     int64_t node_begin;            /* first row of /nodes; `proposed` rows when the trace level has nodes */
-    int32_t experts;               /* distinct experts of the pass, 0 for dense models */
+    int32_t experts;               /* distinct experts of the pass, summed over its layers of experts; 0 for dense models */
+    int32_t expert_layers, top_k;  /* layers of experts; experts of a row in each */
+    int64_t expert_begin;          /* first row of /step_experts, plain int32: distinct experts of each layer */
+    int64_t chosen_begin;          /* first row of /node_experts, plain int32, which with level full holds what the root and the
+                                      nodes chose: (1 + proposed) * expert_layers * top_k ids, a node's together, best first */
+    int32_t chosen;                /* so many rows of it */
 };
 /* /nodes */
 struct trace_node {
@@ -104,7 +110,8 @@ struct trace {
     struct trace_judged *judged;
     int64_t *loops;                /* [n_requests], or NULL: tokens that the answer's last loop has, 0 for none */
     int64_t n_judged;
-    int64_t n_arms, n_prompts, n_requests, n_tokens, n_prompt_tokens, n_steps, n_nodes, n_scores;
+    int32_t *step_experts, *node_experts;
+    int64_t n_arms, n_prompts, n_requests, n_tokens, n_prompt_tokens, n_steps, n_nodes, n_scores, n_step_experts, n_node_experts;
 };
 enum trace_parts {
     TRACE_READ_REQUESTS = 0,
@@ -112,10 +119,11 @@ enum trace_parts {
     TRACE_READ_STEPS = 2,
     TRACE_READ_NODES = 4,
     TRACE_READ_SCORES = 8,
-    TRACE_READ_ALL = 15,
-    TRACE_READ_LEAN = 16,  /* steps in the small form of trace_lean.h, instead of TRACE_READ_STEPS */
-    TRACE_READ_LOOPS = 64, /* how far answers end in a loop: trace_loop.h */
-    TRACE_READ_JUDGED = 32 /* the same, and the judged nodes, if the trace level kept nodes */
+    TRACE_READ_EXPERTS = 16, /* both tables */
+    TRACE_READ_ALL = 31,
+    TRACE_READ_LEAN = 256,   /* steps in the small form of trace_lean.h, instead of TRACE_READ_STEPS */
+    TRACE_READ_JUDGED = 512, /* the same, and the judged nodes, if the trace level kept nodes */
+    TRACE_READ_LOOPS = 1024  /* how far answers end in a loop: trace_loop.h */
 };
 
 /* arms, prompts, requests and meta always, the rest by parts. ERR_IO; ERR_FORMAT: not a specbed result, a newer schema, a range

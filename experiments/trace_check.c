@@ -72,8 +72,33 @@ int trace_has_nodes(const struct trace *t)
     return strcmp(t->meta.trace_level, "steps") != 0;
 }
 
-int trace_check_step(const struct trace *t, int64_t i, const struct trace_step *s, int64_t nodes)
+/* What a step says of experts: nothing, or so many layers, and of all rows or none which. */
+static int check_step_experts(const struct trace *t, int64_t i, const struct trace_step *s,
+                              const struct record_file *f)
 {
+    const int64_t all = (1 + (int64_t)s->proposed) * s->expert_layers, most = INT32_MAX,
+                  step_experts = record_file_rows(f, RECORD_STEP_EXPERTS),
+                  node_experts = record_file_rows(f, RECORD_NODE_EXPERTS);
+    if (s->expert_layers < 0 || s->top_k < 0 || (s->top_k == 0) != (s->expert_layers == 0) ||
+        (s->top_k > 0 && all > most / s->top_k) || (s->chosen != 0 && s->chosen != all * s->top_k))
+        FAIL(ERR_FORMAT,
+             "%s: /steps row %lld: expected (1 + proposed) * expert_layers * top_k choices or none, found "
+             "proposed %d, expert_layers %d, top_k %d, chosen %d",
+             t->path, (long long)i, s->proposed, s->expert_layers, s->top_k, s->chosen);
+    if (!within(s->expert_begin, s->expert_layers, step_experts) ||
+        !within(s->chosen_begin, s->chosen, node_experts))
+        FAIL(ERR_FORMAT,
+             "%s: /steps row %lld: expected rows of /step_experts, which has %lld, and of /node_experts, "
+             "which has %lld, found %d from %lld on and %d from %lld on",
+             t->path, (long long)i, (long long)step_experts, (long long)node_experts, s->expert_layers,
+             (long long)s->expert_begin, s->chosen, (long long)s->chosen_begin);
+    return 0;
+}
+
+int trace_check_step(const struct trace *t, int64_t i, const struct trace_step *s,
+                     const struct record_file *f)
+{
+    const int64_t nodes = record_file_rows(f, RECORD_NODES);
     if (s->request < 0 || s->request >= t->n_requests)
         FAIL(ERR_FORMAT, "%s: /steps row %lld: expected a request below %lld, found %lld", t->path,
              (long long)i, (long long)t->n_requests, (long long)s->request);
@@ -91,7 +116,7 @@ int trace_check_step(const struct trace *t, int64_t i, const struct trace_step *
         FAIL(ERR_FORMAT,
              "%s: /steps row %lld: expected rows of /nodes, which has %lld, found %d rows from %lld on",
              t->path, (long long)i, (long long)nodes, s->proposed, (long long)s->node_begin);
-    return 0;
+    return check_step_experts(t, i, s, f);
 }
 
 int trace_check_node(const struct trace *t, int64_t step, int k, const struct trace_node *n)
@@ -107,10 +132,23 @@ int trace_check_node(const struct trace *t, int64_t step, int k, const struct tr
     return 0;
 }
 
-static int check_steps(const struct trace *t, int64_t nodes)
+static int check_steps(const struct trace *t, const struct record_file *f)
 {
     for (int64_t i = 0; t->steps && i < t->n_steps; i++)
-        TRY(trace_check_step(t, i, &t->steps[i], nodes));
+        TRY(trace_check_step(t, i, &t->steps[i], f));
+    return 0;
+}
+
+static int check_experts(const struct trace *t)
+{
+    for (int64_t i = 0; i < t->n_step_experts; i++)
+        if (t->step_experts[i] < 0)
+            FAIL(ERR_FORMAT, "%s: /step_experts row %lld: expected a number of experts, found %d", t->path,
+                 (long long)i, t->step_experts[i]);
+    for (int64_t i = 0; i < t->n_node_experts; i++)
+        if (t->node_experts[i] < 0)
+            FAIL(ERR_FORMAT, "%s: /node_experts row %lld: expected an expert, found %d", t->path,
+                 (long long)i, t->node_experts[i]);
     return 0;
 }
 
@@ -193,7 +231,8 @@ static int check_emitted(const struct trace *t)
 int trace_check_rows(const struct trace *t, const struct record_file *f)
 {
     TRY(check_tokens(t));
-    TRY(check_steps(t, record_file_rows(f, RECORD_NODES)));
+    TRY(check_steps(t, f));
+    TRY(check_experts(t));
     TRY(check_nodes(t, record_file_rows(f, RECORD_STEPS)));
     TRY(check_trees(t));
     TRY(check_scores(t));

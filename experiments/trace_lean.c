@@ -29,10 +29,13 @@ static int check_owner(struct reader *r, int64_t i, const struct trace_step *s)
              "%s: /steps row %lld: expected a row of request %lld, which has %lld from %lld on; another "
              "request's step",
              t->path, (long long)i, (long long)s->request, (long long)q->steps, (long long)q->step_begin);
-    if (s->proposed > TRACE_LEAN_MAX || s->emitted > TRACE_LEAN_MAX || s->pass_seqs > TRACE_LEAN_MAX)
+    if (s->proposed > TRACE_LEAN_MAX || s->emitted > TRACE_LEAN_MAX || s->pass_seqs > TRACE_LEAN_MAX ||
+        s->pass_rows > TRACE_LEAN_MAX || s->expert_layers > TRACE_LEAN_MAX)
         FAIL(ERR_FORMAT,
-             "%s: /steps row %lld: expected at most %d nodes, tokens and sequences, found %d, %d and %d",
-             t->path, (long long)i, TRACE_LEAN_MAX, s->proposed, s->emitted, s->pass_seqs);
+             "%s: /steps row %lld: expected at most %d nodes, tokens, sequences, rows and layers of experts, "
+             "found %d, %d, %d, %d and %d",
+             t->path, (long long)i, TRACE_LEAN_MAX, s->proposed, s->emitted, s->pass_seqs, s->pass_rows,
+             s->expert_layers);
     r->seen[s->request]++;
     r->emitted[s->request] += s->emitted;
     return 0;
@@ -47,7 +50,8 @@ static void keep(struct trace_lean *to, const struct trace_step *s, int64_t judg
                               .ns_accept = (float)s->ns_accept,
                               .ns_host = (float)s->ns_host,
                               .position = s->position,
-                              .pass_rows = s->pass_rows,
+                              .pass_rows = (uint16_t)s->pass_rows,
+                              .expert_layers = (uint16_t)s->expert_layers,
                               .experts = s->experts,
                               .proposed = (uint16_t)s->proposed,
                               .depth = (uint16_t)s->depth,
@@ -122,7 +126,7 @@ static int read_piece(struct reader *r, int64_t first, int n, int judged)
     struct trace *t = r->t;
     TRY(record_file_read(r->f, RECORD_STEPS, first, n, r->steps));
     for (int i = 0; i < n; i++) {
-        TRY(trace_check_step(t, first + i, &r->steps[i], record_file_rows(r->f, RECORD_NODES)));
+        TRY(trace_check_step(t, first + i, &r->steps[i], r->f));
         TRY(check_owner(r, first + i, &r->steps[i]));
     }
     if (judged)
@@ -203,7 +207,8 @@ struct trace_step trace_step_at(const struct trace *t, int64_t i)
                                .ns_host = (int64_t)s->ns_host,
                                .ns_total = s->ns_total,
                                .node_begin = -1,
-                               .experts = s->experts};
+                               .experts = s->experts,
+                               .expert_layers = s->expert_layers};
 }
 
 void trace_judged_at(const struct trace *t, int64_t i, int64_t *begin, int64_t *end)

@@ -5,16 +5,18 @@
 #include "engine/json.h"
 #include "engine/utf8.h"
 #include "experiments/file.h"
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { FILE_MAX = 1 << 30, WHERE_MAX = 512 };
+enum { FILE_MAX = 1 << 30, WHERE_MAX = 512, TOKENS_MAX = 1 << 24 };
 
 static void prompt_deinit(struct prompt *p)
 {
     for (int i = 0; i < p->n_turns; i++)
         free(p->turns[i]);
     free(p->turns);
+    free(p->tokens);
     free(p->id);
     free(p->category);
     free(p->dataset);
@@ -96,10 +98,36 @@ static int read_messages(struct prompt *p, const json_t *messages, const char *w
     return 0;
 }
 
+/* The turn's text, which files of results show, says how many there are. */
+static int read_tokens(struct prompt *p, const json_t *tokens, const char *where)
+{
+    char text[32];
+    const size_t n = json_array_size(tokens);
+    if (!json_is_array(tokens))
+        FAIL(ERR_FORMAT, "%s: 'tokens': expected a list of token ids, found %s", where,
+             json_type_name(tokens));
+    if (n == 0 || n > TOKENS_MAX)
+        FAIL(ERR_FORMAT, "%s: 'tokens': expected 1 to %d token ids, found %zu", where, TOKENS_MAX, n);
+    p->tokens = calloc(n, sizeof *p->tokens);
+    if (!p->tokens)
+        FAIL(ERR_MEMORY, "%s: out of memory for %zu token ids", where, n);
+    for (; p->n_tokens < (int)n; p->n_tokens++) {
+        const json_t *id = json_array_get(tokens, (size_t)p->n_tokens);
+        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) > INT_MAX)
+            FAIL(ERR_FORMAT, "%s: 'tokens': expected whole numbers from 0, found %s as number %d", where,
+                 json_is_integer(id) ? "one out of range" : json_type_name(id), p->n_tokens + 1);
+        p->tokens[p->n_tokens] = (int)json_integer_value(id);
+    }
+    snprintf(text, sizeof text, "%zu token ids", n);
+    TRY(copy_text(&p->turns[0], text, where));
+    p->n_turns = 1;
+    return 0;
+}
+
 static int read_questions(struct prompt *p, const json_t *line, const char *where)
 {
     const json_t *turns = json_object_get(line, "turns"), *messages = json_object_get(line, "messages");
-    const json_t *prompt = json_object_get(line, "prompt");
+    const json_t *prompt = json_object_get(line, "prompt"), *tokens = json_object_get(line, "tokens");
     p->turns = calloc(WORKLOAD_MAX_TURNS, sizeof *p->turns);
     if (!p->turns)
         FAIL(ERR_MEMORY, "%s: out of memory", where);
@@ -109,8 +137,10 @@ static int read_questions(struct prompt *p, const json_t *line, const char *wher
         return read_messages(p, messages, where);
     if (prompt)
         return add_turn(p, prompt, "'prompt'", where);
-    FAIL(ERR_FORMAT, "%s: expected an object with 'turns', 'messages' or 'prompt', found none of them",
-         where);
+    if (tokens)
+        return read_tokens(p, tokens, where);
+    FAIL(ERR_FORMAT,
+         "%s: expected an object with 'turns', 'messages', 'prompt' or 'tokens', found none of them", where);
 }
 
 /* "question_id" or "id", as text; the line's number where there is neither. */

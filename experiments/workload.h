@@ -1,8 +1,9 @@
-/* workload: prompts from JSON Lines files as they are published. Three forms, told apart line by line:
+/* workload: prompts from JSON Lines files as they are published. Four forms, told apart line by line:
  *   {"question_id": 81, "category": "writing", "turns": ["...", "..."]}     Spec-Bench, EAGLE, MT-Bench
  *   {"messages": [{"role": "user", "content": "..."}, ...]}                 OpenAI: user turns are asked one after the other; a leading system
  *                                                                           message is kept, recorded assistant turns are replaced by our own
  *   {"prompt": "..."}                                                       one turn
+ *   {"tokens": [1, 2, 3]}                                                   one turn, as the model sees it: no template, no tokenizer
  * Optional in all: "question_id" or "id" (number or string), "category". Blank lines are skipped. */
 #ifndef EXPERIMENTS_WORKLOAD_H
 #define EXPERIMENTS_WORKLOAD_H
@@ -15,6 +16,7 @@ struct prompt {
     char *system;                  /* owned; NULL: the configuration's */
     char **turns;                  /* owned [n_turns] user messages */
     int n_turns;
+    int *tokens, n_tokens;         /* owned [n_tokens]; NULL: the turns are text */
     int index;                     /* over all data sets, before limit and slice: identity of the prompt */
 };
 

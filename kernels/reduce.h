@@ -6,7 +6,14 @@
  * math     s = wire(part_0); s = s + wire(part_p), p = 1, 2, ... ascending, f32; y = y + s; wire rounds to what travels: nothing (F32), or
  *          to BF16 to nearest even. The order is that of ranks, never of arrival, so every rank has the same bits in every run; a row's bits depend
  *          on the row alone
- * moves    (world - 1) * rows * n * sizeof wire over the links in each direction, one shot: every rank sends its whole part to every other. */
+ * moves    (world - 1) * rows * n * sizeof wire over the links in each direction, one shot: every rank sends its whole part to every other
+ *
+ * gather: whole[r, :] = part_0[r, :], part_1[r, :], ... side by side
+ * shapes   part f32 [rows, n_p]; whole f32 [rows, n], the same in every rank; n_p = each, on the last rank what is left of n
+ * moves    (world - 1) * rows * each * 4 bytes out of every rank
+ *
+ * A rank alone (engine/comm.h) takes every other rank's part to be its own, through memory as large as what the others would send;
+ * columns of `whole` that its own part is too narrow for stay as they are. */
 #ifndef KERNELS_REDUCE_H
 #define KERNELS_REDUCE_H
 #include "kernels/rmsnorm.h"
@@ -21,6 +28,14 @@ struct reduce {
     enum wire wire;
 };
 
+struct gather {
+    const float *part;
+    float *whole;
+    int rows, n, each; /* (world - 1) * each < n <= world * each */
+};
+
 /* Of all ranks at once: part[p] is rank p's; a is a rank's own, whose part is not read. norm as rmsnorm_ref. */
+void reduce_sum(const struct reduce *a, const float *const *part, int world); /* all but the norm */
 void reduce_ref(const struct reduce *a, const float *const *part, int world);
+void gather_ref(const struct gather *a, const float *const *part, int world);
 #endif

@@ -2,7 +2,8 @@
  *
  * plan     one block: a scan over slots says where each slot's rows begin, then a warp lays a slot's rows, a lane a node.
  *          launch   grid 1, block 256
- * commit   block (0, 0) makes text and the record, a warp a slot; the others move cells, a warp a (layer, kv head) of slot y. The movers read
+ * commit   block (0, 0) makes text and the record, a warp a slot, then a warp four layers of experts, the last warps first, as the first
+ *          have slots; the others move cells, a warp a (layer, kv head) of slot y. The movers read
  *          what the plan and the rule wrote, never what block (0, 0) changes, and move all accepted nodes: cells past the end of a text
  *          that just ended are nobody's. A write never reaches a cell that is read later (the cell of a position is at most that of
  *          its node, and both increase), and a thread moves the same 16 bytes of every cell, so no order between threads is needed.
@@ -13,7 +14,7 @@
 #include "kernels/launch.cuh"
 #include "kernels/step.h"
 
-enum { THREADS = 256, LANES = 32, WARPS = THREADS / LANES, BATCH = 8 };
+enum { THREADS = 256, LANES = 32, WARPS = THREADS / LANES, BATCH = 8, LAYERS = 4 };
 static constexpr unsigned ALL = 0xffffffffu;
 
 static __device__ void put_row(const struct step &s, int r, int slot, int token, int pos, int cell)
@@ -108,6 +109,7 @@ struct commit {
     const int *stop;
     const struct kv_layer *layers;
     int n_stop, n_units, kv_heads, with_nodes, depth; /* units: layers * kv heads */
+    struct step_experts experts;
     void *ring;
     uint64_t *counter;
 };
@@ -302,6 +304,43 @@ static __device__ void commit_slot(const struct commit &c, int slot, const struc
     }
 }
 
+/* A warp: layers first, first + WARPS, ..., LAYERS of them at a time, so that their loads need not wait for each other. rows: live ones. A
+ * bit of `seen` is an expert. */
+static __device__ void record_experts(const struct step_experts &x, const struct step_entry &e, int rows, int first,
+                                      uint32_t seen[LAYERS][LANES], int lane)
+{
+    static_assert(STEP_EXPERTS_CUDA == LANES * 32, "a lane owns a word of seen");
+    const int n = min(rows, x.rows) * x.top_k, pass = x.rows * x.top_k;
+    for (; first < x.layers; first += LAYERS * WARPS) {
+        const int layers = min(LAYERS, (x.layers - first + WARPS - 1) / WARPS);
+#pragma unroll
+        for (int i = 0; i < LAYERS; i++)
+            seen[i][lane] = 0;
+        __syncwarp();
+        for (int at = lane; at < n; at += LANES) {
+            const int *from = x.chosen + (size_t)first * (size_t)pass + (size_t)at;
+            int id[LAYERS];
+#pragma unroll
+            for (int i = 0; i < LAYERS; i++)
+                id[i] = i < layers ? from[(size_t)i * (size_t)(WARPS * pass)] : -1;
+#pragma unroll
+            for (int i = 0; i < LAYERS; i++) {
+                if ((unsigned)id[i] < STEP_EXPERTS_CUDA)
+                    atomicOr(&seen[i][id[i] / 32], 1u << id[i] % 32);
+                if (x.with_ids && i < layers)
+                    e.expert[(size_t)(first + i * WARPS) * (size_t)n + (size_t)at] = id[i];
+            }
+        }
+        __syncwarp();
+        for (int i = 0; i < layers; i++) {
+            const int distinct = __reduce_add_sync(ALL, __popc(seen[i][lane]));
+            if (lane == 0)
+                e.distinct[first + i * WARPS] = distinct;
+        }
+        __syncwarp(); /* before `seen` is cleared again */
+    }
+}
+
 /* What the entry's head says, but for its end and its number. */
 static __device__ struct step_head read_head(const struct step &s)
 {
@@ -335,7 +374,7 @@ static __device__ uint32_t ring_place(uint64_t done, uint32_t depth)
     return high ? (high % depth * (0xffffffffu % depth + 1) % depth + low) % depth : low;
 }
 
-static __global__ void __launch_bounds__(THREADS) commit_kernel(const __grid_constant__ struct commit c)
+static __global__ void __launch_bounds__(THREADS, 2) commit_kernel(const __grid_constant__ struct commit c)
 {
     const int lane = (int)threadIdx.x % LANES, warp = (int)threadIdx.x / LANES, slots = c.step.trees.slots;
     launch_trigger();
@@ -347,12 +386,15 @@ static __global__ void __launch_bounds__(THREADS) commit_kernel(const __grid_con
     if (blockIdx.y > 0)
         return;
     __shared__ struct step_head head;
+    __shared__ uint32_t seen[WARPS][LAYERS][LANES];
     const uint64_t done = *c.counter;
     if (threadIdx.x == THREADS - 1)
         head = read_head(c.step);
-    const struct step_entry e = step_entry_at(c.ring, &c.step.trees, ring_place(done, (uint32_t)c.depth));
+    const struct step_entry e = step_entry_at(c.ring, &c.step.trees, &c.experts, ring_place(done, (uint32_t)c.depth));
     for (int slot = warp; slot < slots; slot += WARPS)
         commit_slot(c, slot, e, lane);
+    if (c.experts.layers > 0)
+        record_experts(c.experts, e, c.step.count[0], WARPS - 1 - warp, seen[warp], lane);
     __syncthreads();
     if (threadIdx.x == 0)
         publish(c, e, head, done);
@@ -383,6 +425,7 @@ KERN_API int step_commit_cuda(const struct step_commit *a, void *stream)
                              .kv_heads = a->kv_heads,
                              .with_nodes = a->with_nodes,
                              .depth = a->depth,
+                             .experts = a->experts,
                              .ring = a->ring,
                              .counter = a->counter};
     const struct launch l = {.grid = dim3((unsigned)(1 + (units + WARPS - 1) / WARPS), (unsigned)a->step->trees.slots),

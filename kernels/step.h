@@ -10,7 +10,8 @@
  *              place), else n - 1 with the path's cells, root first
  * step_commit: of each slot in first_row: the accepted tokens and the bonus are appended until a stop token, the budget or the context
  *   ends the text (as appending one by one would); in the cache accepted nodes move to the cells of their positions, in all layers; seq is brought
- *   up to date; the ring's next entry is written, its sequence number last.
+ *   up to date; the ring's next entry is written, its sequence number last. Of experts it says how many different ones each layer's live
+ *   rows chose together and, where asked, which.
  * math     whole numbers and copies, exact: CPU and CUDA leave the same bytes, clocks aside
  * moves    a few KB; where nodes are not in place 2 * kv bytes of a cell * 2 a moved token */
 #ifndef KERNELS_STEP_H
@@ -57,6 +58,13 @@ struct step_slot {
     int proposed, depth, accepted, emitted;
     int end;                   /* enum step_end; NOT_FINITE: nothing was emitted */
 };
+/* What the router chose in the step's pass. */
+struct step_experts {
+    const int *chosen;         /* backend [layers, rows, top_k], see kernels/moe.h; NULL with layers 0 */
+    int layers, rows, top_k;   /* layers of experts, 0: the model has none; rows of the pass, dead ones included */
+    int with_ids;              /* 1: the record holds what each row chose */
+};
+enum { STEP_EXPERTS = 4096, STEP_EXPERTS_CUDA = 1024 }; /* a layer has at most so many */
 struct step_node {
     int token, parent, depth, rank;
     float log_q, log_p, entropy, gap;
@@ -68,6 +76,8 @@ struct step_entry {
     float *log_p;              /* [slots, 1 + max_depth] */
     int *path;                 /* [slots, max_depth] accepted nodes */
     struct step_node *node;    /* [slots, max_nodes] */
+    int *distinct;             /* [layers of experts] */
+    int *expert;               /* [layers, head->rows, top_k] */
 };
 
 struct step_commit {
@@ -76,29 +86,34 @@ struct step_commit {
     const struct kv_layer *layers; /* backend [n_layers] */
     int n_stop, n_layers, kv_heads;
     int with_nodes;                /* 1: the record holds the nodes */
+    struct step_experts experts;
     void *ring;                    /* host memory of the backend, depth * step_entry_bytes */
     int depth;
     uint64_t *counter;             /* backend: steps so far */
 };
 
-STEP_FN size_t step_entry_bytes(const struct trees *t)
+STEP_FN size_t step_entry_bytes(const struct trees *t, const struct step_experts *x)
 {
     const size_t slots = (size_t)t->slots, depth = (size_t)t->max_depth, nodes = (size_t)t->max_nodes;
+    const size_t chosen = x->with_ids ? slots * (1 + nodes) * (size_t)x->top_k : 0;
     const size_t bytes = sizeof(struct step_head) + slots * (sizeof(struct step_slot) + nodes * sizeof(struct step_node) +
-                                                            (1 + depth) * 8 + depth * 4);
+                                                            (1 + depth) * 8 + depth * 4) +
+                         (size_t)x->layers * (1 + chosen) * 4;
     return (bytes + 63) / 64 * 64;
 }
 
-STEP_FN struct step_entry step_entry_at(void *ring, const struct trees *t, size_t i)
+STEP_FN struct step_entry step_entry_at(void *ring, const struct trees *t, const struct step_experts *x, size_t i)
 {
     const size_t slots = (size_t)t->slots, depth = (size_t)t->max_depth;
     struct step_entry e;
-    e.head = (struct step_head *)((char *)ring + i * step_entry_bytes(t));
+    e.head = (struct step_head *)((char *)ring + i * step_entry_bytes(t, x));
     e.slot = (struct step_slot *)(e.head + 1);
     e.node = (struct step_node *)(e.slot + slots);
     e.token = (int *)(e.node + slots * (size_t)t->max_nodes);
     e.log_p = (float *)(e.token + slots * (1 + depth));
     e.path = (int *)(e.log_p + slots * (1 + depth));
+    e.distinct = e.path + slots * depth;
+    e.expert = e.distinct + x->layers;
     return e;
 }
 

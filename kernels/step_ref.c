@@ -144,21 +144,52 @@ static void commit_slot(const struct step_commit *a, int slot, const struct step
         record_nodes(s, slot, out, e->node + (size_t)slot * (size_t)s->trees.max_nodes);
 }
 
+static int count_distinct(const int *chosen, int n)
+{
+    uint32_t seen[STEP_EXPERTS / 32] = {0};
+    int distinct = 0;
+    for (int i = 0; i < n; i++) {
+        assert(chosen[i] >= 0 && chosen[i] < STEP_EXPERTS);
+        const uint32_t bit = 1u << chosen[i] % 32;
+        distinct += !(seen[chosen[i] / 32] & bit);
+        seen[chosen[i] / 32] |= bit;
+    }
+    return distinct;
+}
+
+static void record_experts(const struct step_commit *a, const struct step_entry *e)
+{
+    const struct step_experts *x = &a->experts;
+    const int n = a->step->count[0] * x->top_k;
+    for (int l = 0; l < x->layers; l++) {
+        const int *chosen = x->chosen + (size_t)l * (size_t)x->rows * (size_t)x->top_k;
+        e->distinct[l] = count_distinct(chosen, n);
+        for (int i = 0; x->with_ids && i < n; i++)
+            e->expert[(size_t)l * (size_t)n + (size_t)i] = chosen[i];
+    }
+}
+
+static struct step_entry next_entry(const struct step_commit *a)
+{
+    return step_entry_at(a->ring, &a->step->trees, &a->experts, (size_t)(*a->counter % (uint64_t)a->depth));
+}
+
 void step_commit_ref(const struct step_commit *a)
 {
     const struct trees *t = &a->step->trees;
-    const struct step_entry e = step_entry_at(a->ring, t, (size_t)(*a->counter % (uint64_t)a->depth));
+    const struct step_entry e = next_entry(a);
     for (int slot = 0; slot < t->slots; slot++)
         if (a->step->first_row[slot] >= 0)
             commit_slot(a, slot, &e);
         else
             e.slot[slot].serial = 0;
+    record_experts(a, &e);
 }
 
 void step_publish_ref(const struct step_commit *a, int64_t end)
 {
     const struct step *s = a->step;
-    const struct step_entry e = step_entry_at(a->ring, &s->trees, (size_t)(*a->counter % (uint64_t)a->depth));
+    const struct step_entry e = next_entry(a);
     s->clock[STEP_END] = end;
     memcpy(e.head->clock, s->clock, sizeof e.head->clock);
     e.head->rows = s->count[0];

@@ -46,6 +46,9 @@ struct step_record {
     const int *tokens;     /* [emitted] */
     const float *log_p;    /* [emitted], as node_record.log_p */
     const struct node_record *nodes; /* [proposed], NULL with TRACE_STEPS */
+    int expert_layers, top_k;        /* layers of experts, 0: the model has none; experts that a row chooses in each */
+    const int *distinct;             /* [expert_layers] different experts that the pass's rows chose, its dead ones aside */
+    const int *chosen;               /* [1 + proposed, expert_layers, top_k] of the root and the nodes, best first; TRACE_FULL, else NULL */
 };
 
 struct spec_request {

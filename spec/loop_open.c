@@ -122,6 +122,18 @@ static int take_memory(struct spec *s)
     return take_host_draft(s);
 }
 
+/* Where what rows chose is arranged as records have it. */
+static int take_chosen(struct spec *s)
+{
+    const size_t chosen = (size_t)s->fwd.moe_layers * (size_t)s->model->cfg.top_k;
+    if (chosen == 0 || s->opts.trace != TRACE_FULL)
+        return 0;
+    s->chosen = take(s, (size_t)s->opts.slots * (1 + (size_t)s->opts.max_nodes) * chosen, sizeof *s->chosen);
+    if (!s->chosen)
+        FAIL(ERR_MEMORY, "decode loop: out of memory for the experts of %d sequences", s->opts.slots);
+    return 0;
+}
+
 /* The features of every pass, and passes of prefill that are told of one by one. */
 static int open_tap(struct spec *s)
 {
@@ -235,7 +247,12 @@ static int open_memory(struct spec *s)
 {
     struct backend *be = s->model->be;
     void *layers, *stop, *clock = NULL;
-    const size_t bytes = share_memory(s, NULL, &layers, &stop), entry = step_entry_bytes(&s->step.trees);
+    const struct step_experts experts = {.chosen = s->fwd.experts,
+                                         .layers = s->fwd.moe_layers,
+                                         .top_k = s->model->cfg.top_k,
+                                         .with_ids = s->opts.trace == TRACE_FULL};
+    const size_t bytes = share_memory(s, NULL, &layers, &stop),
+                 entry = step_entry_bytes(&s->step.trees, &experts);
     TRY(be->ops->alloc(be, bytes, &s->memory));
     share_memory(s, s->memory, &layers, &stop);
     TRY(be->ops->upload(be, layers, s->kv.layers, (size_t)s->kv.n_layers * sizeof *s->kv.layers));
@@ -252,6 +269,7 @@ static int open_memory(struct spec *s)
                                      .n_layers = s->kv.n_layers,
                                      .kv_heads = s->model->cfg.kv_heads,
                                      .with_nodes = s->opts.trace != TRACE_STEPS,
+                                     .experts = experts,
                                      .ring = s->ring,
                                      .depth = LOOP_RING,
                                      .counter = s->commit.counter};
@@ -317,6 +335,7 @@ static int open_device(struct spec *s)
 {
     const size_t before = s->model->be->allocated;
     TRY(open_target(s));
+    TRY(take_chosen(s));
     TRY(open_memory(s));
     TRY(open_accept(s));
     TRY(open_clock(s));
@@ -381,7 +400,7 @@ void spec_close(struct spec *s)
         if (s->host.tree)
             tree_deinit(&s->host.tree[i]);
     }
-    void *owned[] = {s->seq,       s->records,   s->finished,  s->nodes_of,
+    void *owned[] = {s->seq,       s->records,   s->finished,  s->nodes_of,    s->chosen,
                      s->host.tree, s->host.text, s->host.seen, s->host.staging};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         free(owned[i]);

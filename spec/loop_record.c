@@ -51,6 +51,31 @@ static void record_nodes(const struct spec *s, const struct step_entry *e, int s
         out[path[k]].accepted = 1;
 }
 
+/* Of the rows of one slot, which begin at `row` of the pass. */
+static const int *record_chosen(const struct spec *s, const struct step_entry *e, int row, int n)
+{
+    const struct step_experts *x = &s->commit.experts;
+    const size_t top_k = (size_t)x->top_k, layers = (size_t)x->layers, rows = (size_t)e->head->rows;
+    if (!s->chosen)
+        return NULL;
+    int *first = s->chosen + (size_t)row * layers * top_k, *out = first;
+    for (size_t r = (size_t)row; r < (size_t)(row + n); r++)
+        for (size_t l = 0; l < layers; l++)
+            for (size_t i = 0; i < top_k; i++)
+                *out++ = e->expert[(l * rows + r) * top_k + i];
+    return first;
+}
+
+/* In the pass the rows of slots follow each other, those of answers that are over meanwhile included. */
+static int first_row(const struct step_entry *e, int slot)
+{
+    int row = 0;
+    for (int i = 0; i < slot; i++)
+        if (e->slot[i].serial != 0)
+            row += 1 + e->slot[i].proposed;
+    return row;
+}
+
 static unsigned flags_of(const struct seq *q, int proposed)
 {
     unsigned flags = 0;
@@ -92,7 +117,11 @@ static int record_slot(struct spec *s, const struct step_entry *e, int slot, str
                               .pass_seqs = e->head->seqs,
                               .tokens = q->text + did->position,
                               .log_p = e->log_p + tokens,
-                              .nodes = nodes};
+                              .nodes = nodes,
+                              .expert_layers = s->commit.experts.layers,
+                              .top_k = s->commit.experts.top_k,
+                              .distinct = e->distinct,
+                              .chosen = record_chosen(s, e, first_row(e, slot), 1 + did->proposed)};
     return 0;
 }
 

@@ -61,6 +61,7 @@ struct spec {
     uint32_t serials;          /* given out */
     struct step_record *records;     /* owned [slots] */
     struct node_record *nodes_of;    /* owned [slots, max_nodes] */
+    int *chosen;                     /* owned [rows of a step, layers of experts, top_k], TRACE_FULL, else NULL */
     struct spec_finished *finished;  /* owned [slots] */
     int limit;                 /* most tokens of a text: cap or the model's context */
     int prefill_block;

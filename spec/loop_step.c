@@ -52,6 +52,7 @@ static int forward_step(struct spec *s, int rows, int end, unsigned flags)
         for (int r = 0; r < live.n; r++)
             assert(live.pos[r] < end);
     }
+    s->commit.experts.rows = live.n;
     return live.n > 0 ? forward_enqueue(&s->fwd, &live, forward_reach(&s->fwd, end), flags) : 0;
 }
 
@@ -92,7 +93,7 @@ int loop_wait(struct spec *s, struct step_entry *e)
 {
     struct backend *be = loop_backend(s);
     const uint64_t wanted = s->n_drained + 1;
-    *e = step_entry_at(s->ring, &s->step.trees, (size_t)(s->n_drained % LOOP_RING));
+    *e = step_entry_at(s->ring, &s->step.trees, &s->commit.experts, (size_t)(s->n_drained % LOOP_RING));
     for (int polls = 1; sequence_of(e) != wanted; polls++) {
         int idle = 0;
         if (polls % POLL_EVERY == 0)

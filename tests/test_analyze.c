@@ -290,6 +290,50 @@ START_TEST(json_holds_every_number_in_full)
 }
 END_TEST
 
+START_TEST(distinct_experts_are_told_by_rows_of_a_pass)
+{
+    struct trace t;
+    toy_trace_init(&t, "toy.h5");
+    toy_trace_arm(&t, "none", "none", "greedy", 0, 0);
+    toy_trace_arm(&t, "ngram", "ngram", "greedy", 0, 0);
+    toy_trace_prompt(&t, "c", 0, 0);
+    toy_trace_request(&t, 0, 0, 0, 0, 1);
+    toy_trace_step(&t, (struct toy_step){0, 0, 0, 1, STEP_NO_DRAFT, MS});
+    toy_trace_pass(&t, 1, 1, 24, 24);
+    toy_trace_request(&t, 1, 0, 0, 0, 1);
+    toy_trace_step(&t, (struct toy_step){3, 3, 0, 1, 0, MS});
+    toy_trace_pass(&t, 4, 1, 24, 72);
+    for (int i = 0; i < 2; i++) { /* a pass of two sequences */
+        toy_trace_step(&t, (struct toy_step){1, 1, 0, 1, 0, MS});
+        toy_trace_pass(&t, 4, 2, 24, 84);
+    }
+    char *out = print(&t, ANALYZE_JSON, SUMMARY_BY_NONE, 0);
+    json_t *doc = json_loads(out, 0, NULL), *experts = json_object_get(doc, "experts"),
+           *row = json_array_get(experts, 1);
+    ck_assert_uint_eq(json_array_size(experts), 2);
+    ck_assert(json_number_value(json_object_get(json_array_get(experts, 0), "distinct")) == 1);
+    ck_assert_str_eq(json_string_value(json_object_get(row, "arm")), "ngram");
+    ck_assert_int_eq(json_integer_value(json_object_get(row, "rows")), 4);
+    ck_assert_int_eq(json_integer_value(json_object_get(row, "passes")), 2);
+    ck_assert(json_number_value(json_object_get(row, "distinct")) == 3.25);
+    ck_assert(json_number_value(json_object_get(row, "least")) == 3);
+    ck_assert(json_number_value(json_object_get(row, "most")) == 3.5);
+    ck_assert_int_eq(json_integer_value(json_object_get(row, "layers")), 24);
+    json_decref(doc);
+    free(out);
+    out = print(&t, ANALYZE_TEXT, SUMMARY_BY_NONE, 0);
+    ck_assert_ptr_nonnull(strstr(out, "distinct experts"));
+    ck_assert_ptr_nonnull(strstr(out, "3.25"));
+    free(out);
+    trace_deinit(&t);
+    three_arms(&t, 0, 1); /* of dense models nothing is said */
+    out = print(&t, ANALYZE_TEXT, SUMMARY_BY_NONE, 0);
+    ck_assert_ptr_null(strstr(out, "distinct experts"));
+    free(out);
+    trace_deinit(&t);
+}
+END_TEST
+
 static json_t *results_of(const struct trace *t)
 {
     char *out = print(t, ANALYZE_JSON, SUMMARY_BY_CATEGORY, 0);
@@ -583,6 +627,7 @@ int main(void)
     tcase_add_test(forms, text_states_source_and_method);
     tcase_add_test(forms, csv_has_a_row_for_every_arm_and_group);
     tcase_add_test(forms, json_holds_every_number_in_full);
+    tcase_add_test(forms, distinct_experts_are_told_by_rows_of_a_pass);
     tcase_add_test(forms, a_result_without_requests_prints_a_note);
     tcase_add_test(files, slices_give_the_numbers_of_the_whole);
     tcase_add_test(files, files_of_different_runs_are_not_joined);

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 enum {
     MAX_TEXT = 1 << 16,
@@ -94,25 +95,27 @@ static const char *text(const json_t *o, const char *key)
 static void check_head(const json_t *o, const char *what, const char *results)
 {
     const char *const keys[] = {
-        "schema_version",   "what",       "model",  "weights", "activations", "kv",
-        "device",           "isa",        "index",  "threads", "clock_mhz",   "memory_mhz",
-        "cache_bytes",      "recorded",   "warmup", "repeats", "peak_mib",    "weight_bytes",
-        "read_bytes_per_s", "device_mib", results};
+        "schema_version",   "what",       "model",   "weights", "activations", "kv",
+        "device",           "isa",        "index",   "threads", "clock_mhz",   "memory_mhz",
+        "cache_bytes",      "recorded",   "warmup",  "repeats", "peak_mib",    "weight_bytes",
+        "read_bytes_per_s", "device_mib", "empty_s", "layers",  "shard",       results};
     has_keys(o, keys, sizeof keys / sizeof *keys);
-    ck_assert_int_eq((int)number(o, "schema_version"), 2);
+    ck_assert_int_eq((int)number(o, "schema_version"), 3);
     ck_assert_str_eq(text(o, "what"), what);
     ck_assert_int_eq((int)number(o, "threads"), 1);
     ck_assert_int_eq((int)number(o, "warmup"), 1);
     ck_assert_int_eq((int)number(o, "repeats"), 2);
+    ck_assert(json_is_null(json_object_get(o, "empty_s"))); /* calls have nothing between them */
+    ck_assert(json_is_null(json_object_get(o, "shard")));
 }
 
 /* Floor, share and rate follow from bytes, time and ceiling. */
 static void check_stage(const json_t *s, double ceiling)
 {
     static const char *const keys[] = {
-        "part",  "name",        "moves",    "rows",    "context",       "n",
-        "k",     "count",       "launches", "bytes",   "rotated_bytes", "median_s",
-        "p90_s", "bytes_per_s", "of_roof",  "floor_s", "rival_s",       "rival_ratio"};
+        "part",    "name",     "moves",   "rows",          "context",   "n",      "k",
+        "count",   "launches", "bytes",   "rotated_bytes", "median_s",  "p90_s",  "bytes_per_s",
+        "of_roof", "floor_s",  "rival_s", "rival_ratio",   "in_pass_s", "experts"};
     has_keys(s, keys, sizeof keys / sizeof *keys);
     const double bytes = number(s, "bytes"), median = number(s, "median_s");
     ck_assert_double_gt(bytes, 0);
@@ -121,6 +124,8 @@ static void check_stage(const json_t *s, double ceiling)
     ck_assert_double_eq_tol(number(s, "floor_s") * ceiling, bytes, 1e-6 * bytes);
     ck_assert_double_eq_tol(number(s, "of_roof") * median * ceiling, bytes, 1e-6 * bytes);
     ck_assert(json_is_null(json_object_get(s, "rival_s")));
+    ck_assert_int_eq(json_is_number(json_object_get(s, "experts")), strcmp(text(s, "name"), "moe") == 0);
+    ck_assert(strcmp(text(s, "part"), "pass") == 0 || json_is_null(json_object_get(s, "in_pass_s")));
 }
 
 static const json_t *stage_named(const json_t *stages, const char *name)
@@ -141,9 +146,16 @@ static void check_count(const json_t *stages, const char *name, int count)
 
 START_TEST(a_step_has_a_point_for_every_row_count_and_context)
 {
-    static const char *const keys[] = {"stage",         "rows",       "context", "median_s", "p90_s",
-                                       "host_median_s", "host_p90_s", "bytes",   "floor_s",  "of_roof",
-                                       "rows_ratio",    "launches",   "stages"};
+    static const char *const keys[] = {"stage",          "rows",
+                                       "context",        "median_s",
+                                       "p90_s",          "host_median_s",
+                                       "host_p90_s",     "bytes",
+                                       "floor_s",        "of_roof",
+                                       "rows_ratio",     "launches",
+                                       "stages",         "launches_per_layer",
+                                       "launch_s",       "idle_s",
+                                       "experts",        "ran_mhz",
+                                       "ran_memory_mhz", "slowed_by"};
     json_t *o = bench_json("step", "-r 1,5 -c 20,40 -p 0,70,130");
     const json_t *points = json_object_get(o, "points");
     check_head(o, "step", "points");
@@ -162,6 +174,10 @@ START_TEST(a_step_has_a_point_for_every_row_count_and_context)
         ck_assert_double_eq(number(p, "bytes"),
                             number(o, "weight_bytes") + TOKEN_BYTES * number(p, "context"));
         ck_assert_int_eq((int)number(p, "launches"), 3 + LAYERS * 8 + 2);
+        ck_assert_double_eq(number(p, "launches_per_layer"), 8);
+        ck_assert_double_eq_tol(number(p, "launch_s") * number(p, "launches"), number(p, "median_s"), 1e-9);
+        ck_assert(json_is_null(json_object_get(p, "experts")) &&
+                  json_is_null(json_object_get(p, "slowed_by")));
         if (i % 2 == 0)
             ck_assert_double_eq(number(p, "rows_ratio"), 1);
     }
@@ -192,7 +208,9 @@ START_TEST(kernels_lists_every_operation_of_a_pass)
     static const char *const each_layer[] = {"qkv", "attention", "o+residual", "swiglu", "down+residual"};
     static const char *const once[] = {"embed",  "rmsnorm",    "rope_table", "head",  "logits",
                                        "accept", "node_stats", "plan",       "commit"};
-    static const char *const keys[] = {"rows", "context", "median_s", "p90_s", "launches", "sum_s", "stages"};
+    static const char *const keys[] = {"rows",      "context", "median_s",       "p90_s",
+                                       "launches",  "sum_s",   "stages",         "idle_s",
+                                       "in_pass_s", "ran_mhz", "ran_memory_mhz", "slowed_by"};
     json_t *o = bench_json("kernels", "-r 1,64 -c 30");
     const json_t *passes = json_object_get(o, "passes");
     check_head(o, "kernels", "passes");
@@ -234,6 +252,77 @@ START_TEST(kernels_of_many_rows_are_those_of_prefill)
     ck_assert_ptr_null(stage_named(stages, "logits"));
     ck_assert_ptr_null(stage_named(stages, "accept"));
     json_decref(o);
+}
+END_TEST
+
+/* Every second layer of this small model has experts, one of which is added to the shared one in each row. */
+START_TEST(layers_of_experts_have_stages_and_read_those_that_rows_chose)
+{
+    static const int rows[] = {1, 8, 64, 100};
+    char args[400];
+    json_t *o = NULL;
+    snprintf(args, sizeof args, "kernels --json -r 1,8,64,100 -c 20 -m %s/llama4/maverick",
+             SPECBED_GOLDEN_DIR);
+    const int code = bench(args);
+    ck_assert_msg(code == 0, "exit code %d: %s", code, out);
+    ck_assert_msg(json_parse(out, strlen(out), "bench", &o) == 0, "%s", out);
+    const json_t *passes = json_object_get(o, "passes");
+    double before = 0;
+    for (size_t i = 0; i < 4; i++) {
+        const json_t *stages = json_object_get(json_array_get(passes, i), "stages"),
+                     *moe = stage_named(stages, "moe");
+        check_count(stages, "swiglu", 4);
+        check_count(stages, "route", rows[i] > 64 ? 3 : 4); /* prefill leaves the last layer early */
+        check_count(stages, "moe", rows[i] > 64 ? 3 : 4);
+        check_count(stages, "temperature", 1);
+        check_stage(moe, number(o, "read_bytes_per_s"));
+        const double experts = number(moe, "experts"), one = number(moe, "bytes") / (1 + experts);
+        ck_assert_double_ge(experts, i ? before : 1);
+        ck_assert_double_le(experts, i ? 8 : 1);
+        ck_assert_double_eq(one, 3.0 * 16 * 32 * 2); /* three matrices of an expert */
+        before = experts;
+    }
+    ck_assert_double_gt(before, 1);
+    json_decref(o);
+}
+END_TEST
+
+START_TEST(a_step_says_how_many_experts_it_reads)
+{
+    char args[400];
+    json_t *o = NULL;
+    snprintf(args, sizeof args, "step --json -r 1,6 -c 20 -p 0 -m %s/llama4/maverick", SPECBED_GOLDEN_DIR);
+    ck_assert_msg(bench(args) == 0, "%s", out);
+    ck_assert_msg(json_parse(out, strlen(out), "bench", &o) == 0, "%s", out);
+    const json_t *one = json_array_get(json_object_get(o, "points"), 0),
+                 *six = json_array_get(json_object_get(o, "points"), 1);
+    ck_assert_double_eq(number(one, "experts"), 1);
+    ck_assert_double_gt(number(six, "experts"), 1);
+    ck_assert_double_eq(number(six, "bytes") - number(one, "bytes"),
+                        (number(six, "experts") - 1) * 4 * 3.0 * 16 * 32 * 2);
+    json_decref(o);
+}
+END_TEST
+
+/* The last of what is said wins; a file of experiments counts as said where it stands. */
+START_TEST(a_file_of_experiments_names_model_and_device)
+{
+    char path[] = "/tmp/specbed-bench-XXXXXX", args[200];
+    const int fd = mkstemp(path);
+    FILE *f = fdopen(fd, "w");
+    ck_assert_ptr_nonnull(f);
+    fprintf(f,
+            "model: {path: %s, weights: fp8, kv: fp8}\ndevice: {isa: portable}\nworkload: {dataset: [x]}\n",
+            dir.model);
+    fclose(f);
+    snprintf(args, sizeof args, "step -r 1 -c 8 -p 0 --config %s --kv bf16", path);
+    ck_assert_msg(bench(args) == 0, "%s", out);
+    holds("weights fp8, activations bf16, cache bf16");
+    holds("portable");
+    snprintf(args, sizeof args, "step --config %s.none", path);
+    ck_assert_int_eq(bench(args), 2);
+    holds("--config: ");
+    unlink(path);
 }
 END_TEST
 
@@ -296,6 +385,14 @@ START_TEST(what_makes_no_sense_is_told)
         {"step -m x -s llama-3.1-8b", "--model and --synthetic: expected one of them", 2},
         {"step -s llama-9", "model shape 'llama-9': expected one of ", 2},
         {"step -d tpu", "device 'tpu': expected one of: cpu, cuda", 2},
+        {"step --shard 8/8", "--shard: expected RANK/WORLD, a rank of [0, world)", 2},
+        {"step --shard -1/8", "found '-1/8'", 2},
+        {"step --shard 1/", "found '1/'", 2},
+        {"step --shard 1/8x", "found '1/8x'", 2},
+        {"step --shard 0/9", "in a world of [1, 8], found '0/9'", 2},
+        {"step -m x --layers 3", "--layers: goes with random weights (--synthetic)", 2},
+        {"step -s smollm2-135m --layers 31", "--layers: expected at most the 30 layers of", 2},
+        {"step --expert-skew 2", "--expert-skew: expected a number from 0 to 1.5", 2},
         {"step -m nowhere", "loading model 'nowhere'", 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -392,6 +489,9 @@ int main(void)
     tcase_add_test(program, a_step_is_taken_apart_into_stages);
     tcase_add_test(program, kernels_lists_every_operation_of_a_pass);
     tcase_add_test(program, kernels_of_many_rows_are_those_of_prefill);
+    tcase_add_test(program, layers_of_experts_have_stages_and_read_those_that_rows_chose);
+    tcase_add_test(program, a_step_says_how_many_experts_it_reads);
+    tcase_add_test(program, a_file_of_experiments_names_model_and_device);
     tcase_add_test(program, fp8_activations_are_a_stage_of_their_own);
     tcase_add_test(program, tables_name_their_columns_and_what_they_depend_on);
     tcase_add_test(program, what_makes_no_sense_is_told);

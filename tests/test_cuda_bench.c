@@ -63,8 +63,10 @@ static void check_stages(const json_t *stages, double launches)
         const char *name = json_string_value(json_object_get(s, "name"));
         ck_assert_msg(number(s, "median_s") > 0 && number(s, "launches") >= 1,
                       "stage '%s': %g s, %g launches", name, number(s, "median_s"), number(s, "launches"));
-        if (strcmp(json_string_value(json_object_get(s, "part")), "pass") == 0)
+        if (strcmp(json_string_value(json_object_get(s, "part")), "pass") == 0) {
+            ck_assert_msg(json_object_get(s, "in_pass_s") != NULL, "'%s' has no time in its pass", name);
             sum += number(s, "count") * number(s, "launches");
+        }
         if (json_is_number(json_object_get(s, "n")))
             ck_assert_msg(json_is_number(json_object_get(s, "rival_s")), "'%s' has no rival: %s", name,
                           "is cuBLASLt installed?");
@@ -80,10 +82,19 @@ START_TEST(a_step_is_timed_on_the_device_and_taken_apart)
     ck_assert_double_gt(number(o, "read_bytes_per_s"), 0);
     ck_assert_double_gt(number(o, "clock_mhz"), 0);
     ck_assert_double_gt(number(o, "cache_bytes"), 0);
+    ck_assert_double_gt(number(o, "empty_s"), 0);
     for (size_t i = 0; i < 2; i++) {
         const json_t *p = json_array_get(points, i);
         ck_assert_double_gt(number(p, "median_s"), 0);
         ck_assert_double_ge(number(p, "launches"), 3 + 4 * LAYERS + 2);
+        ck_assert_double_ge(number(p, "launches_per_layer"), 4);
+        ck_assert_double_eq_tol(number(p, "idle_s"), number(p, "launches") * number(o, "empty_s"), 1e-9);
+        printf("%g rows: %g of %g MHz, held back by %s; %.3f us a kernel without work\n", number(p, "rows"),
+               json_number_value(json_object_get(p, "ran_mhz")), number(o, "clock_mhz"),
+               json_is_string(json_object_get(p, "slowed_by"))
+                   ? json_string_value(json_object_get(p, "slowed_by"))
+                   : "(not known)",
+               1e6 * number(o, "empty_s"));
         check_stages(json_object_get(p, "stages"), number(p, "launches"));
     }
     json_decref(o);
@@ -115,6 +126,37 @@ START_TEST(kernels_run_with_fp8_and_in_bulk)
 }
 END_TEST
 
+/* A layer of each kind of Maverick: the experts' own kernels, with the bytes of those that rows chose. */
+START_TEST(experts_are_timed_with_the_bytes_that_they_read)
+{
+    json_t *o = NULL;
+    const int status = run("bench kernels -r 1,8 -c 300 -d cuda -s maverick --layers 2 --weights fp8 -n 3 "
+                           "--warmup 1 --json");
+    ck_assert_msg(status == 0, "status %d: %s", status, out);
+    ck_assert_msg(json_parse(out, strlen(out), "bench", &o) == 0, "%s", out);
+    for (size_t i = 0; i < 2; i++) {
+        const json_t *p = json_array_get(json_object_get(o, "passes"), i),
+                     *stages = json_object_get(p, "stages");
+        int found = 0;
+        for (size_t k = 0; k < json_array_size(stages); k++) {
+            const json_t *s = json_array_get(stages, k);
+            if (strcmp(json_string_value(json_object_get(s, "name")), "moe") != 0)
+                continue;
+            const double experts = number(s, "experts");
+            found = 1;
+            printf("%g rows: %g experts, %.2f us, %.0f GB/s, %.1f%% of the ceiling\n", number(p, "rows"),
+                   experts, 1e6 * number(s, "median_s"), 1e-9 * number(s, "bytes_per_s"),
+                   100 * number(s, "of_roof"));
+            ck_assert_double_ge(experts, 1);
+            ck_assert_double_le(experts, number(p, "rows"));
+            ck_assert_double_ge(number(s, "bytes"), (1 + experts) * 3.0 * 5120 * 8192);
+        }
+        ck_assert(found);
+    }
+    json_decref(o);
+}
+END_TEST
+
 int main(int argc, char **argv)
 {
     if (argc > 0)
@@ -129,6 +171,7 @@ int main(int argc, char **argv)
     tcase_add_test(t, a_step_is_timed_on_the_device_and_taken_apart);
     tcase_add_test(t, eager_passes_have_the_launches_that_recorded_ones_have);
     tcase_add_test(t, kernels_run_with_fp8_and_in_bulk);
+    tcase_add_test(t, experts_are_timed_with_the_bytes_that_they_read);
     suite_add_tcase(s, t);
     return cuda_suite_run(s);
 }

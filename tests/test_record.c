@@ -18,7 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MAX_STEPS = 12, MAX_NODES = 6, KILL_ROUNDS = 60, KILL_REQUESTS = 8 };
+enum { LAYERS = 3, TOP_K = 2, MAX_STEPS = 12, MAX_NODES = 6, KILL_ROUNDS = 60, KILL_REQUESTS = 8 };
 
 static char dir[] = "/tmp/specbed-record-XXXXXX", path[64];
 static int cannot_exchange; /* 1: this file system has no RENAME_EXCHANGE */
@@ -86,6 +86,7 @@ struct fake_step {
     int tokens[MAX_NODES + 1];
     float log_p[MAX_NODES + 1];
     struct node_record nodes[MAX_NODES];
+    int distinct[LAYERS], chosen[(1 + MAX_NODES) * LAYERS * TOP_K];
 };
 
 static void make_step(struct fake_step *f, int request, int step)
@@ -119,6 +120,14 @@ static void make_step(struct fake_step *f, int request, int step)
                                            .rank = i + 1,
                                            .entropy = 1.5f,
                                            .gap = 2.5f};
+    for (int i = 0; i < LAYERS; i++)
+        f->distinct[i] = 1 + (int)draw(request, at + 70 + i, 128);
+    for (int i = 0; i < (1 + proposed) * LAYERS * TOP_K; i++)
+        f->chosen[i] = (int)draw(request, at + 80 + i, 128);
+    f->s.expert_layers = LAYERS;
+    f->s.top_k = TOP_K;
+    f->s.distinct = f->distinct;
+    f->s.chosen = request % 3 ? f->chosen : NULL;
     f->s.tokens = f->tokens;
     f->s.log_p = f->log_p;
     f->s.nodes = f->nodes;
@@ -186,6 +195,21 @@ static int score_request(struct record *r, int i)
     return record_finish_scored(r, q, scores, i + 1, 7, 9);
 }
 
+static void check_experts(const struct trace *t, const struct trace_step *s, const struct fake_step *f)
+{
+    const int chosen = f->s.chosen ? (1 + s->proposed) * LAYERS * TOP_K : 0;
+    if (t->meta.schema < 3) {
+        ck_assert(s->expert_layers == 0 && s->top_k == 0 && s->chosen == 0);
+        return;
+    }
+    ck_assert_int_eq(s->expert_layers, LAYERS);
+    ck_assert_int_eq(s->top_k, TOP_K);
+    ck_assert_int_eq(s->chosen, chosen);
+    ck_assert_int_eq(s->experts, f->distinct[0] + f->distinct[1] + f->distinct[2]);
+    ck_assert_mem_eq(t->step_experts + s->expert_begin, f->distinct, sizeof f->distinct);
+    ck_assert_mem_eq(t->node_experts + s->chosen_begin, f->chosen, (size_t)chosen * sizeof *f->chosen);
+}
+
 static void check_step(const struct trace *t, int request, int step)
 {
     struct fake_step f;
@@ -206,7 +230,7 @@ static void check_step(const struct trace *t, int request, int step)
     ck_assert_int_eq(s->ns_accept, f.s.ns_accept);
     ck_assert_int_eq(s->ns_host, f.s.ns_host);
     ck_assert_int_eq(s->ns_total, f.s.ns_total);
-    ck_assert_int_eq(s->experts, 0);
+    check_experts(t, s, &f);
     for (int i = 0; i < f.s.proposed; i++) {
         const struct trace_node *n = &t->nodes[s->node_begin + i];
         ck_assert_int_eq(n->step, row);
@@ -371,71 +395,107 @@ START_TEST(scores_survive_the_round_trip)
 }
 END_TEST
 
-/* What schema 1 did not have goes: /scores, and the last field of /requests. */
-static void make_schema_1(void)
+/* The type without the fields that came after a schema; *gone: how many there were. */
+static hid_t older_type(enum record_table t, hid_t type, int schema, int *gone)
 {
-    struct trace_request rows[16];
-    int32_t one = 1;
-    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT), set = H5Dopen2(file, "/requests", H5P_DEFAULT);
-    hid_t type = H5Dget_type(set), space = H5Dget_space(set),
-          old = H5Tcreate(H5T_COMPOUND, H5Tget_size(type));
-    for (int i = 0; i < H5Tget_nmembers(type); i++) {
-        char *name = H5Tget_member_name(type, (unsigned)i);
-        hid_t member = H5Tget_member_type(type, (unsigned)i);
-        if (strcmp(name, "score_begin") != 0)
-            H5Tinsert(old, name, H5Tget_member_offset(type, (unsigned)i), member);
+    hid_t old = H5Tcreate(H5T_COMPOUND, H5Tget_size(type));
+    *gone = 0;
+    for (int i = 0; i < record_tables[t].n_fields; i++) {
+        const struct field *field = &record_tables[t].fields[i];
+        int at = H5Tget_member_index(type, field->name);
+        if (field->since > schema) {
+            ++*gone;
+            continue;
+        }
+        hid_t member = H5Tget_member_type(type, (unsigned)at);
+        H5Tinsert(old, field->name, H5Tget_member_offset(type, (unsigned)at), member);
         H5Tclose(member);
-        H5free_memory(name);
     }
-    ck_assert_int_eq(H5Tget_nmembers(old), H5Tget_nmembers(type) - 1);
+    return old;
+}
+
+static void make_table_older(hid_t file, enum record_table t, int schema)
+{
+    const char *name = record_tables[t].name;
+    hid_t set = H5Dopen2(file, name, H5P_DEFAULT), type = H5Dget_type(set), space = H5Dget_space(set);
+    int gone;
+    hid_t old = older_type(t, type, schema, &gone);
     hsize_t n = (hsize_t)H5Sget_simple_extent_npoints(space);
-    ck_assert_int_le(n, 16);
-    H5Sclose(space);
-    space = H5Screate_simple(1, &n, NULL);
+    void *rows = calloc(n + 1, H5Tget_size(type));
+    ck_assert_ptr_nonnull(rows);
     ck_assert_int_ge(H5Dread(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, rows), 0);
     H5Dclose(set);
-    ck_assert_int_ge(H5Ldelete(file, "/requests", H5P_DEFAULT), 0);
-    ck_assert_int_ge(H5Ldelete(file, "/scores", H5P_DEFAULT), 0);
-    set = H5Dcreate2(file, "/requests", old, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
-    ck_assert_int_ge(H5Dwrite(set, old, H5S_ALL, H5S_ALL, H5P_DEFAULT, rows), 0);
-    hid_t attr = H5Aopen(file, "schema", H5P_DEFAULT);
-    ck_assert_int_ge(H5Awrite(attr, H5T_NATIVE_INT32, &one), 0);
-    H5Aclose(attr);
-    H5Dclose(set);
+    H5Sclose(space);
+    if (gone > 0) {
+        space = H5Screate_simple(1, &n, NULL);
+        ck_assert_int_ge(H5Ldelete(file, name, H5P_DEFAULT), 0);
+        set = H5Dcreate2(file, name, old, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+        ck_assert_int_ge(H5Dwrite(set, old, H5S_ALL, H5S_ALL, H5P_DEFAULT, rows), 0);
+        H5Dclose(set);
+        H5Sclose(space);
+    }
     H5Tclose(old);
     H5Tclose(type);
-    H5Sclose(space);
+    free(rows);
+}
+
+/* What an older schema did not have goes: whole tables, and fields of others. */
+static void make_older(int32_t schema)
+{
+    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+    for (int t = 0; t < RECORD_TABLES; t++)
+        if (record_tables[t].since > schema)
+            ck_assert_int_ge(H5Ldelete(file, record_tables[t].name, H5P_DEFAULT), 0);
+        else if (t == RECORD_REQUESTS || t == RECORD_STEPS)
+            make_table_older(file, (enum record_table)t, schema);
+    hid_t attr = H5Aopen(file, "schema", H5P_DEFAULT);
+    ck_assert_int_ge(H5Awrite(attr, H5T_NATIVE_INT32, &schema), 0);
+    H5Aclose(attr);
     H5Fclose(file);
 }
 
-START_TEST(a_file_of_schema_1_is_read_and_resumed)
+static void claim_schema(int32_t schema)
+{
+    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT), attr = H5Aopen(file, "schema", H5P_DEFAULT);
+    ck_assert_int_ge(H5Awrite(attr, H5T_NATIVE_INT32, &schema), 0);
+    H5Aclose(attr);
+    H5Fclose(file);
+}
+
+START_TEST(a_file_of_an_older_schema_is_read_and_resumed)
 {
     struct trace t;
-    int32_t two = 2;
     write_file(5);
-    make_schema_1();
+    make_older(_i);
     ck_assert_int_eq(check_file("complete"), 5);
     ck_assert_msg(trace_read(&t, path, TRACE_READ_ALL) == 0, "%s", err_text());
-    ck_assert_int_eq(t.meta.schema, 1);
-    ck_assert_int_eq(t.n_scores, 0);
+    ck_assert_int_eq(t.meta.schema, _i);
+    ck_assert(t.n_scores == 0 && t.n_step_experts == 0 && t.n_node_experts == 0);
     for (int i = 0; i < 5; i++)
         ck_assert_int_eq(t.requests[i].score_begin, 0);
     trace_deinit(&t);
     struct record *r = open_record(RECORD_RESUME);
     ck_assert_msg(write_request(r, 5) == 0, "%s", err_text());
     ck_assert_int_eq(record_close(r, "complete"), 0);
-    ck_assert_int_eq(check_file("complete"), 6);
-    ck_assert_int_eq(trace_read(&t, path, 0), 0);
+    ck_assert_int_eq(trace_read(&t, path, TRACE_READ_ALL), 0);
     ck_assert_int_eq(t.meta.schema, TRACE_SCHEMA);
+    ck_assert_int_eq(t.n_requests, 6);
+    ck_assert_int_eq(t.n_step_experts, LAYERS * steps_of(5));
     trace_deinit(&t);
-    /* A file that says it has schema 2 must have what schema 2 brought. */
+}
+END_TEST
+
+START_TEST(a_file_has_what_its_schema_brought)
+{
+    struct trace t;
     write_file(2);
-    make_schema_1();
-    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT), attr = H5Aopen(file, "schema", H5P_DEFAULT);
-    ck_assert_int_ge(H5Awrite(attr, H5T_NATIVE_INT32, &two), 0);
-    H5Aclose(attr);
-    H5Fclose(file);
+    make_older(1);
+    claim_schema(2);
     ck_fails(trace_read(&t, path, 0), ERR_FORMAT, path, "'score_begin'", "no such field");
+    write_file(2);
+    make_older(2);
+    claim_schema(3);
+    ck_fails(trace_read(&t, path, 0), ERR_FORMAT, path, "/steps", "'expert_layers'", "no such field");
 }
 END_TEST
 
@@ -873,6 +933,7 @@ struct rows_of_a_file {
     struct trace_step step;
     struct trace_node node[2];
     struct trace_score score[2];
+    int32_t step_expert[2], node_expert[6];
     int n_steps, n_scores; /* of these, how many are written */
     int32_t prompt[3];
     struct trace_meta meta;
@@ -893,8 +954,11 @@ static int read_with(const struct rows_of_a_file *x)
     ck_assert_int_eq(record_file_append(f, RECORD_STEPS, &x->step, x->n_steps), 0);
     ck_assert_int_eq(record_file_append(f, RECORD_NODES, x->node, 2 * x->n_steps), 0);
     ck_assert_int_eq(record_file_append(f, RECORD_SCORES, x->score, x->n_scores), 0);
+    ck_assert_int_eq(record_file_append(f, RECORD_STEP_EXPERTS, x->step_expert, 2 * x->n_steps), 0);
+    ck_assert_int_eq(record_file_append(f, RECORD_NODE_EXPERTS, x->node_expert, 6 * x->n_steps), 0);
     ck_assert_int_eq(record_file_close(f), 0);
-    int lean = trace_read(&t, path, TRACE_READ_TOKENS | TRACE_READ_SCORES | TRACE_READ_JUDGED);
+    int lean =
+        trace_read(&t, path, TRACE_READ_TOKENS | TRACE_READ_SCORES | TRACE_READ_EXPERTS | TRACE_READ_JUDGED);
     if (!lean)
         trace_deinit(&t);
     int rc = trace_read(&t, path, TRACE_READ_ALL);
@@ -909,7 +973,16 @@ static struct rows_of_a_file valid_rows(void)
     return (struct rows_of_a_file){
         .request = {.prompt_tokens = 3, .tokens = 2, .steps = 1, .concurrency = 1, .finish = FINISH_LENGTH},
         .token = {{5, 0, -1}, {6, 0, -2}},
-        .step = {.proposed = 2, .depth = 2, .accepted = 1, .emitted = 2},
+        .step = {.proposed = 2,
+                 .depth = 2,
+                 .accepted = 1,
+                 .emitted = 2,
+                 .experts = 3,
+                 .expert_layers = 2,
+                 .top_k = 1,
+                 .chosen = 6},
+        .step_expert = {1, 2},
+        .node_expert = {3, 4, 3, 5, 3, 4},
         .node = {{.parent = -1, .depth = 1, .rank = 1}, {.parent = 0, .depth = 2, .rank = 1}},
         .n_steps = 1,
         .meta = some_meta()};
@@ -963,6 +1036,17 @@ START_TEST(every_planted_wrong_number_is_found)
     PLANT(x.step.ns_host = -1, "/steps row 0", "time");
     PLANT(x.step.node_begin = 1, "/steps row 0", "/nodes");
     PLANT(x.step.node_begin = INT64_MIN, "/steps row 0", "/nodes");
+    PLANT(x.step.chosen = 5, "/steps row 0", "choices");
+    PLANT(x.step.chosen = -6, "/steps row 0", "choices");
+    PLANT(x.step.top_k = 2, "/steps row 0", "choices");
+    PLANT(x.step.top_k = 0, "/steps row 0", "choices");
+    PLANT(x.step.top_k = INT32_MAX, "/steps row 0", "choices");
+    PLANT(x.step.expert_layers = -1, "/steps row 0", "choices");
+    PLANT((x.step.expert_layers = 3, x.step.chosen = 0), "/steps row 0", "/step_experts");
+    PLANT(x.step.expert_begin = 1, "/steps row 0", "/step_experts");
+    PLANT(x.step.chosen_begin = INT64_MAX, "/steps row 0", "/node_experts");
+    PLANT(x.step_expert[1] = -1, "/step_experts row 1");
+    PLANT(x.node_expert[5] = -1, "/node_experts row 5");
     PLANT(x.node[1].step = 1, "/nodes row 1");
     PLANT(x.node[1].parent = 1, "/nodes row 1");
     PLANT(x.node[0].parent = -2, "/nodes row 0");
@@ -1029,7 +1113,8 @@ int main(void)
     tcase_add_checked_fixture(tc, make_folder, remove_folder);
     tcase_add_test(tc, every_field_of_every_table_survives_the_round_trip);
     tcase_add_test(tc, scores_survive_the_round_trip);
-    tcase_add_test(tc, a_file_of_schema_1_is_read_and_resumed);
+    tcase_add_loop_test(tc, a_file_of_an_older_schema_is_read_and_resumed, 1, TRACE_SCHEMA);
+    tcase_add_test(tc, a_file_has_what_its_schema_brought);
     tcase_add_test(tc, every_attribute_survives_the_round_trip);
     tcase_add_test(tc, parts_that_were_not_asked_for_are_not_read);
     tcase_add_test(tc, a_trace_of_steps_alone_has_no_nodes);

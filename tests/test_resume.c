@@ -149,6 +149,10 @@ static void same_content(const char *out, const char *expected)
                           a.tokens[i].log_p == b.tokens[i].log_p,
                       "token %ld differs", (long)i);
     same_steps(&a, &b);
+    ck_assert_int_eq(a.n_step_experts, b.n_step_experts);
+    ck_assert_int_eq(a.n_node_experts, b.n_node_experts);
+    ck_assert_mem_eq(a.step_experts, b.step_experts, (size_t)a.n_step_experts * sizeof(int32_t));
+    ck_assert_mem_eq(a.node_experts, b.node_experts, (size_t)a.n_node_experts * sizeof(int32_t));
     ck_assert_int_eq(a.n_scores, b.n_scores);
     for (int64_t i = 0; i < a.n_scores; i++) {
         const struct trace_score *x = &a.scores[i], *y = &b.scores[i];

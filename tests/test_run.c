@@ -306,6 +306,52 @@ START_TEST(a_prompt_that_does_not_fit_is_named)
 }
 END_TEST
 
+/* Three prompts of ids, the last of which no small model knows. */
+static void write_tokens(char path[128], const char *last)
+{
+    snprintf(path, 128, "%s/tokens.jsonl", toy.path);
+    FILE *f = fopen(path, "w");
+    ck_assert_ptr_nonnull(f);
+    fprintf(f, "{\"tokens\": [5, 6, 7, 5, 6]}\n{\"tokens\": [1]}\n%s\n", last);
+    fclose(f);
+}
+
+START_TEST(prompts_of_token_ids_reach_the_model_as_they_are)
+{
+    char path[128], sets[256];
+    write_tokens(path, "");
+    snprintf(sets, sizeof sets, "workload.dataset=[%s] workload.max_tokens=6", path);
+    struct trace t = run_and_read("ids.h5", sets);
+    const struct trace_request *q = find_request(&t, 0, 0);
+    const int32_t ids[] = {5, 6, 7, 5, 6};
+    ck_assert_int_eq(q->prompt_tokens, 5);
+    ck_assert_mem_eq(t.prompt_tokens + q->prompt_begin, ids, sizeof ids);
+    ck_assert_str_eq(t.prompts[q->prompt].text, "5 token ids");
+    trace_deinit(&t);
+    write_tokens(path, "{\"tokens\": [2, 999999]}");
+    ck_assert_int_eq(run_with(toy.out, sets, (struct run_opts){0}), ERR_CONFIG);
+    ck_assert_ptr_nonnull(strstr(err_text(), "prompt token 1: expected an id from 0 to 2047, found 999999"));
+}
+END_TEST
+
+START_TEST(a_shape_of_random_weights_runs_without_a_tokenizer)
+{
+    char path[128], sets[256];
+    write_tokens(path, "");
+    snprintf(sets, sizeof sets,
+             "workload.dataset=[%s] workload.max_tokens=3 model.path= model.synthetic=smollm2-135m "
+             "workload.warmup=0",
+             path);
+    struct trace t = run_and_read("shape.h5", sets);
+    ck_assert_int_eq(t.requests[0].tokens, 3);
+    ck_assert_int_eq(t.requests[0].finish, FINISH_LENGTH);
+    trace_deinit(&t);
+    write_tokens(path, "{\"prompt\": \"words\"}");
+    ck_assert_int_eq(run_with(toy.out, sets, (struct run_opts){0}), ERR_CONFIG);
+    ck_assert_ptr_nonnull(strstr(err_text(), "prompt '3' of 'tokens': expected token ids"));
+}
+END_TEST
+
 START_TEST(a_dry_run_misses_what_a_run_would_and_writes_nothing)
 {
     char weights[128];
@@ -377,6 +423,8 @@ int main(void)
     tcase_add_test(tc, slices_share_the_prompts_between_jobs);
     tcase_add_test(tc, an_answer_that_fills_the_context_says_so);
     tcase_add_test(tc, a_prompt_that_does_not_fit_is_named);
+    tcase_add_test(tc, prompts_of_token_ids_reach_the_model_as_they_are);
+    tcase_add_test(tc, a_shape_of_random_weights_runs_without_a_tokenizer);
     tcase_add_test(tc, a_dry_run_misses_what_a_run_would_and_writes_nothing);
     tcase_add_test(tc, an_existing_file_is_kept_without_force);
     tcase_add_test(tc, resuming_a_complete_file_repeats_nothing);

@@ -186,6 +186,25 @@ static void check_cells(const struct toy_step *t, const struct toy_cache *c, int
             }
 }
 
+/* Different experts of the live rows, counted by looking for each; and who chose them. */
+static void check_experts(const struct toy_step *t, const struct step_entry *e)
+{
+    const int n = t->host.count[0] * TOY_TOP_K;
+    for (int l = 0; l < TOY_MOE_LAYERS; l++) {
+        const int *chosen = t->host_chosen + l * t->host.max_rows * TOY_TOP_K;
+        int distinct = 0;
+        for (int id = 0; id < TOY_CHOICES; id++) {
+            int found = 0;
+            for (int i = 0; i < n; i++)
+                found |= chosen[i] == id;
+            distinct += found;
+        }
+        EXPECT_MSG(e->distinct[l] == distinct, "layer %d: %d experts, expected %d", l, e->distinct[l],
+                   distinct);
+        EXPECT(n == 0 || memcmp(e->expert + l * n, chosen, (size_t)n * sizeof(int)) == 0);
+    }
+}
+
 START_TEST(a_commit_is_what_appending_token_by_token_leaves)
 {
     struct toy_step t;
@@ -212,11 +231,12 @@ START_TEST(a_commit_is_what_appending_token_by_token_leaves)
         ok(be.ops->stamp(&be, &t.on.clock[STEP_ACCEPT]));
         ok(be.ops->step_commit(&be, &a));
         toy_step_fetch(&t);
-        const struct step_entry e = step_entry_at(t.ring, &t.host.trees, seed % TOY_RING);
+        const struct step_entry e = toy_step_entry(&t, &a, seed);
         EXPECT(e.head->sequence == seed + 1 && *t.host_counter == seed + 1 && t.host.clock[STEP_BEGIN] == 0);
         EXPECT(e.head->rows == t.host.count[0] && e.head->seqs == t.host.count[1]);
         for (int i = 1; i < STEP_CLOCKS; i++)
             EXPECT(e.head->clock[i] >= e.head->clock[i - 1] && e.head->clock[0] > 0);
+        check_experts(&t, &e);
         for (int slot = 0; slot < t.host.trees.slots; slot++) {
             if (t.host.first_row[slot] >= 0) {
                 check_slot(&t, &e, slot, &want[slot], n[slot]);
@@ -244,9 +264,11 @@ START_TEST(a_step_of_nobody_leaves_an_empty_record)
     const struct step_commit a = toy_step_commit(&t, &c);
     ok(be.ops->step_plan(&be, &t.on, 5));
     ok(be.ops->step_commit(&be, &a));
-    const struct step_entry e = step_entry_at(t.ring, &t.host.trees, 0);
+    const struct step_entry e = toy_step_entry(&t, &a, 0);
     ck_assert_int_eq(e.head->sequence, 1);
     ck_assert_int_eq(e.head->rows, 0);
+    for (int l = 0; l < TOY_MOE_LAYERS; l++)
+        ck_assert_int_eq(e.distinct[l], 0);
     for (int slot = 0; slot < 4; slot++)
         ck_assert_int_eq(e.slot[slot].serial, 0);
     toy_cache_close(&c, &t);

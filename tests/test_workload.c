@@ -76,6 +76,21 @@ START_TEST(a_prompt_is_one_turn_and_the_line_is_its_id)
 }
 END_TEST
 
+START_TEST(tokens_are_a_turn_of_ids)
+{
+    struct workload w;
+    parse(&w, "{\"tokens\": [5, 0, 2147483647], \"id\": \"t\"}\n{\"prompt\": \"a\"}");
+    ck_assert_int_eq(w.n, 2);
+    ck_assert_int_eq(w.prompts[0].n_turns, 1);
+    ck_assert_int_eq(w.prompts[0].n_tokens, 3);
+    ck_assert(w.prompts[0].tokens[0] == 5 && w.prompts[0].tokens[1] == 0 &&
+              w.prompts[0].tokens[2] == 2147483647);
+    ck_assert_str_eq(w.prompts[0].turns[0], "3 token ids");
+    ck_assert_ptr_null(w.prompts[1].tokens);
+    workload_deinit(&w);
+}
+END_TEST
+
 START_TEST(forms_mix_and_a_byte_order_mark_is_skipped)
 {
     struct workload w;
@@ -98,7 +113,13 @@ START_TEST(every_mistake_names_its_line)
         {"{\"prompt\": \"a\"}\n[1]", ERR_FORMAT, "q.jsonl:2: expected an object, found an array"},
         {"\"a\"", ERR_FORMAT, "q.jsonl:1: "},
         {"{}", ERR_FORMAT,
-         "q.jsonl:1: expected an object with 'turns', 'messages' or 'prompt', found none of them"},
+         "q.jsonl:1: expected an object with 'turns', 'messages', 'prompt' or 'tokens', found none of them"},
+        {"{\"tokens\": 5}", ERR_FORMAT, "'tokens': expected a list of token ids, found an integer"},
+        {"{\"tokens\": []}", ERR_FORMAT, "'tokens': expected 1 to 16777216 token ids, found 0"},
+        {"{\"tokens\": [1, \"2\"]}", ERR_FORMAT, "expected whole numbers from 0, found a string as number 2"},
+        {"{\"tokens\": [-1]}", ERR_FORMAT,
+         "expected whole numbers from 0, found one out of range as number 1"},
+        {"{\"tokens\": [2147483648]}", ERR_FORMAT, "found one out of range as number 1"},
         {"{\"prompt\": 5}", ERR_FORMAT, "q.jsonl:1: 'prompt': expected a string, found an integer"},
         {"{\"prompt\": \"\"}", ERR_FORMAT, "'prompt': expected a question, found an empty string"},
         {"{\"turns\": []}", ERR_FORMAT,
@@ -307,6 +328,7 @@ int main(void)
     tcase_add_test(lines, user_messages_are_kept_and_recorded_answers_dropped);
     tcase_add_test(lines, a_prompt_is_one_turn_and_the_line_is_its_id);
     tcase_add_test(lines, forms_mix_and_a_byte_order_mark_is_skipped);
+    tcase_add_test(lines, tokens_are_a_turn_of_ids);
     tcase_add_test(lines, every_mistake_names_its_line);
     tcase_add_test(lines, a_zero_byte_in_a_line_is_refused);
     tcase_add_test(lines, deep_nesting_is_refused);

@@ -14,7 +14,7 @@ static void *next(char **at, size_t n, size_t size)
 }
 
 static size_t share_out(struct step *s, const struct trees *sizes, int cap, char *base, uint64_t **counter,
-                        int **stop)
+                        int **stop, int **chosen)
 {
     const size_t slots = (size_t)sizes->slots, deep = (size_t)sizes->max_depth,
                  all = slots * (size_t)sizes->max_nodes, rows = slots + all;
@@ -41,21 +41,33 @@ static size_t share_out(struct step *s, const struct trees *sizes, int cap, char
     s->text = next(&at, slots * (size_t)cap, sizeof(int));
     s->count = next(&at, 2, sizeof(int));
     *stop = next(&at, TOY_STOPS, sizeof(int));
+    *chosen = next(&at, TOY_MOE_LAYERS * rows * TOY_TOP_K, sizeof(int));
     return (size_t)(at - base);
+}
+
+static struct step_experts toy_step_experts(const struct toy_step *t)
+{
+    return (struct step_experts){.chosen = t->chosen,
+                                 .layers = TOY_MOE_LAYERS,
+                                 .rows = t->host.max_rows,
+                                 .top_k = TOY_TOP_K,
+                                 .with_ids = 1};
 }
 
 void toy_step_open(struct toy_step *t, struct backend *be, const struct trees *sizes, int cap)
 {
     static char nowhere[1];
     *t = (struct toy_step){.be = be};
-    t->bytes = share_out(&t->host, sizes, cap, nowhere, &t->host_counter, &t->host_stop);
+    t->bytes = share_out(&t->host, sizes, cap, nowhere, &t->host_counter, &t->host_stop, &t->host_chosen);
     t->copy = aligned_alloc(64, t->bytes);
     EXPECT(t->copy);
     memset(t->copy, 0, t->bytes);
     EXPECT_MSG(be->ops->alloc(be, t->bytes, &t->block) == 0, "%s", err_text());
-    EXPECT_MSG(be->ops->alloc_host(be, TOY_RING * step_entry_bytes(sizes), &t->ring) == 0, "%s", err_text());
-    share_out(&t->host, sizes, cap, t->copy, &t->host_counter, &t->host_stop);
-    share_out(&t->on, sizes, cap, t->block, &t->counter, &t->stop);
+    share_out(&t->host, sizes, cap, t->copy, &t->host_counter, &t->host_stop, &t->host_chosen);
+    share_out(&t->on, sizes, cap, t->block, &t->counter, &t->stop, &t->chosen);
+    const struct step_experts experts = toy_step_experts(t);
+    EXPECT_MSG(be->ops->alloc_host(be, TOY_RING * step_entry_bytes(sizes, &experts), &t->ring) == 0, "%s",
+               err_text());
 }
 
 void toy_step_close(struct toy_step *t)
@@ -156,6 +168,17 @@ static void fill_accepted(struct toy_step *t, uint32_t seed, int slot)
             (float)-below(seed, 13, (uint32_t)((size_t)slot * (1 + deep) + i), 1000) / 64;
 }
 
+/* Of few experts in some layers. */
+static void fill_chosen(struct toy_step *t, uint32_t seed)
+{
+    const int rows = t->host.max_rows;
+    for (int l = 0; l < TOY_MOE_LAYERS; l++)
+        for (int i = 0; i < rows * TOY_TOP_K; i++) {
+            const uint32_t id = (uint32_t)(l * rows * TOY_TOP_K + i);
+            t->host_chosen[id] = below(seed, 23, id, l % 3 ? TOY_CHOICES : 5);
+        }
+}
+
 void toy_step_fill(struct toy_step *t, uint32_t seed)
 {
     struct step *s = &t->host;
@@ -178,6 +201,7 @@ void toy_step_fill(struct toy_step *t, uint32_t seed)
     }
     for (int i = 0; i < TOY_STOPS; i++)
         t->host_stop[i] = below(seed, 20, (uint32_t)i, 2 * IDS);
+    fill_chosen(t, seed);
 }
 
 unsigned char toy_cache_byte(int array, size_t i)
@@ -239,7 +263,13 @@ struct step_commit toy_step_commit(const struct toy_step *t, const struct toy_ca
                                 .n_layers = c->n,
                                 .kv_heads = TOY_CACHE_HEADS,
                                 .with_nodes = 1,
+                                .experts = toy_step_experts(t),
                                 .ring = t->ring,
                                 .depth = TOY_RING,
                                 .counter = t->counter};
+}
+
+struct step_entry toy_step_entry(const struct toy_step *t, const struct step_commit *a, uint32_t seed)
+{
+    return step_entry_at(t->ring, &t->host.trees, &a->experts, seed % TOY_RING);
 }

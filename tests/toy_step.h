@@ -5,7 +5,7 @@
 #include "engine/backend.h"
 #include "spec/tree.h"
 
-enum { TOY_RING = 2, TOY_STOPS = 3 };
+enum { TOY_RING = 2, TOY_STOPS = 3, TOY_MOE_LAYERS = 37, TOY_TOP_K = 2, TOY_CHOICES = 128 };
 
 struct toy_step {
     struct backend *be;
@@ -15,6 +15,7 @@ struct toy_step {
     size_t bytes;
     uint64_t *counter, *host_counter;
     int *stop, *host_stop;   /* [TOY_STOPS] */
+    int *chosen, *host_chosen; /* [TOY_MOE_LAYERS, rows, TOY_TOP_K], rows of TOY_CHOICES experts */
     void *ring;              /* owned: host memory of the backend [TOY_RING] entries */
 };
 
@@ -38,8 +39,9 @@ void toy_cache_open(struct toy_cache *c, const struct toy_step *t, int n, enum k
 void toy_cache_close(struct toy_cache *c, const struct toy_step *t);
 void toy_cache_fill(struct toy_cache *c, const struct toy_step *t);
 unsigned char toy_cache_byte(int array, size_t i); /* what fill puts at byte i of array 2 * layer + (0 keys, 1 values) */
-/* The operation's arguments. */
+/* The operation's arguments; the record holds what rows chose. */
 struct step_commit toy_step_commit(const struct toy_step *t, const struct toy_cache *c);
+struct step_entry toy_step_entry(const struct toy_step *t, const struct step_commit *a, uint32_t seed);
 /* What the copy says of a slot's tree. */
 void toy_step_tree(const struct toy_step *t, int slot, struct tree *out);
 #endif

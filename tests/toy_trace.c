@@ -155,6 +155,15 @@ void toy_trace_write(struct trace *t, const char *path)
         abort();
 }
 
+void toy_trace_pass(struct trace *t, int rows, int seqs, int layers, int experts)
+{
+    struct trace_step *s = &t->steps[t->n_steps - 1];
+    s->pass_rows = rows;
+    s->pass_seqs = seqs;
+    s->expert_layers = layers;
+    s->experts = experts;
+}
+
 int toy_trace_score_arm(struct trace *t, const char *label, const char *numbers)
 {
     char config[256];
