@@ -83,6 +83,11 @@ static const struct analyze_section sections[ANALYZE_TABLES] = {
                              analyze_fill_comparisons, analyze_comparison_legend},
     [ANALYZE_BREAKDOWN] = {"breakdown", analyze_bin_columns, &analyze_n_bin_columns, analyze_fill_bins,
                            analyze_bin_legend},
+    [ANALYZE_WHAT_IF] = {"what_if", analyze_whatif_columns, &analyze_n_whatif_columns, analyze_fill_whatif,
+                         analyze_whatif_legend},
+    [ANALYZE_BEST] = {"best", analyze_best_columns, &analyze_n_best_columns, NULL, analyze_best_legend},
+    [ANALYZE_BACK_TEST] = {"back_test", analyze_backtest_columns, &analyze_n_backtest_columns, NULL,
+                           analyze_backtest_legend},
     [ANALYZE_EXPERTS] = {"experts", analyze_experts_columns, &analyze_experts_n_columns, fill_experts,
                          analyze_experts_legend},
 };
@@ -207,7 +212,7 @@ static unsigned selected(const struct analyze_report *r)
 static int fill_tables(struct analyze_report *r)
 {
     for (int i = 0; i < ANALYZE_TABLES; i++)
-        if ((selected(r) >> i & 1) && (i == ANALYZE_RESULTS || !trace_is_scored(r->t)))
+        if ((selected(r) >> i & 1) && sections[i].fill && (i == ANALYZE_RESULTS || !trace_is_scored(r->t)))
             TRY(sections[i].fill(&r->table[i], r));
     return 0;
 }

@@ -9,6 +9,7 @@
  *   positions  [one object for every arm, group and depth; none for scored answers]
  *   definitions [what other tools would have reported: one object for every arm that drafted, definition and position]
  *   breakdown  [acceptance against turn, context, entropy, confidence or rank: one object for every arm, axis and bin that was asked for]
+ *   what_if, best, back_test [predictions for drafts that were not run, the best of them by category, and runs of them: whatif.h; empty unless asked for]
  *   comparisons [arms against each other, paired by prompt; see stats_test.h]
  *   notes      [sentences]
  * A group is null for all prompts together. New keys may come; these keep name and meaning while schema_version is 1. */
@@ -18,13 +19,15 @@
 #include <stdio.h>
 
 enum analyze_form { ANALYZE_TEXT, ANALYZE_JSON, ANALYZE_CSV };
-enum analyze_table { ANALYZE_RESULTS, ANALYZE_POSITIONS, ANALYZE_DEFINITIONS, ANALYZE_COMPARISONS, ANALYZE_BREAKDOWN, ANALYZE_EXPERTS, ANALYZE_TABLES };
+enum analyze_table { ANALYZE_RESULTS, ANALYZE_POSITIONS, ANALYZE_DEFINITIONS, ANALYZE_COMPARISONS, ANALYZE_BREAKDOWN, ANALYZE_EXPERTS, ANALYZE_WHAT_IF, ANALYZE_BEST, ANALYZE_BACK_TEST, ANALYZE_TABLES };
 
 struct analyze_opts {
     struct summary_opts summary;
     enum analyze_form form;
     unsigned tables;     /* 1 << enum analyze_table. Text: these too; CSV: the last of these instead of the results; JSON has all */
     unsigned axes;       /* 1 << enum metrics_axis: of the breakdown */
+    const char *what, *source, *cost; /* of what-if: the question, the arm whose texts are used, the file with the cost table; NULL: none; borrowed */
+    int back_test;       /* so many variants are run, 0: none */
     const char *against; /* label of the arm that all others are compared with, NULL: each with its baseline; borrowed */
 };
 struct analyze_opts analyze_defaults(void); /* text, all prompts together, 2000 replicates, seed 1, 95 % */

@@ -14,7 +14,8 @@
 /* What must be read: nodes only where somebody asked for them. */
 static unsigned parts(const struct analyze_opts *opts)
 {
-    unsigned p = TRACE_READ_LEAN | TRACE_READ_SCORES | TRACE_READ_LOOPS;
+    unsigned p = TRACE_READ_SCORES | TRACE_READ_LOOPS;
+    p |= opts->what ? TRACE_READ_STEPS | TRACE_READ_TOKENS : TRACE_READ_LEAN;
     for (int i = 0; i < METRICS_AXES; i++)
         if ((opts->axes >> i & 1) && metrics_axis_is_of_nodes((enum metrics_axis)i))
             p |= TRACE_READ_JUDGED;
@@ -31,6 +32,8 @@ int analyze_print(const char *path, FILE *out)
     trace_deinit(&t);
     return rc;
 }
+
+enum { KEY_COST = 1000, KEY_TEXTS, KEY_BACK_TEST };
 
 /* What the command line said. */
 struct invocation {
@@ -94,6 +97,19 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case 'x':
         q->opts.axes |= 1u << parse_axis(state, arg);
         q->opts.tables |= 1u << ANALYZE_BREAKDOWN;
+        break;
+    case 'w':
+        q->opts.what = arg;
+        q->opts.tables |= 1u << ANALYZE_WHAT_IF;
+        break;
+    case KEY_COST:
+        q->opts.cost = arg;
+        break;
+    case KEY_BACK_TEST:
+        q->opts.back_test = arg ? (int)parse_number(state, arg, "--back-test", 1, 1000) : 1000;
+        break;
+    case KEY_TEXTS:
+        q->opts.source = arg;
         break;
     case 'a':
         q->opts.against = arg;
@@ -160,6 +176,16 @@ int command_analyze(int argc, char **argv)
          0},
         {"follow", 'f', "SECONDS", OPTION_ARG_OPTIONAL,
          "print again whenever a file has grown, until the run ends (default every 2)", 0},
+        {"what-if", 'w', "KEY=VALUES,...", 0,
+         "predict drafts that were not run: keys of draft, values with | between them or as a range, such as "
+         "strategy=ngram,max_depth=1..8; max_nodes follows max_depth unless given",
+         0},
+        {"cost-table", KEY_COST, "FILE", 0,
+         "of what-if: JSON of bench step --cost-table; without it no speeds", 0},
+        {"back-test", KEY_BACK_TEST, "N", OPTION_ARG_OPTIONAL,
+         "of what-if: run N of the variants (default all) and hold them against what was predicted", 0},
+        {"texts", KEY_TEXTS, "ARM", 0,
+         "of what-if: the arm whose texts are used (default the first that can be)", 0},
         {"bootstrap", 'B', "N", 0, "replicates behind an interval (default 2000)", 0},
         {"seed", 's', "N", 0, "of the bootstrap (default 1)", 0},
         {0}};
@@ -180,6 +206,10 @@ int command_analyze(int argc, char **argv)
     argp_parse(&argp, argc, argv, 0, NULL, &q);
     struct analyze_input in = {0};
     int rc = analyze_input_init(&in, q.path, q.n);
+    if (!rc && q.opts.what && in.n > 1)
+        rc = ERR_SET(ERR_CONFIG, "--what-if: expected one file, found %d", in.n);
+    if (!rc && (q.opts.cost || q.opts.back_test) && !q.opts.what)
+        rc = ERR_SET(ERR_CONFIG, "--cost-table and --back-test go with --what-if");
     if (!rc)
         rc = analyze_all(&in, &q);
     analyze_input_deinit(&in);
