@@ -92,11 +92,12 @@ static void fill_best(struct table *x, const struct whatif *w)
 
 static int note_model(struct analyze_report *r, const struct whatif *w, const struct whatif_costs *costs)
 {
-    TRY(notes_add(&r->notes,
-                  "cost table: %s on %s. This run's steps took %.3f times what it says; a predicted ratio is "
-                  "off by %.1f %% on the "
-                  "run's own arms (one standard deviation).",
-                  costs->model, costs->device, w->factor, 100 * w->error));
+    TRY(notes_add(
+        &r->notes,
+        "cost table: %s on %s. This run's passes took %.3f times what it says; a predicted ratio is "
+        "off by %.1f %% on the "
+        "run's own arms (one standard deviation).",
+        costs->model, costs->device, w->factor, 100 * w->error));
     if (!strstr(r->t->meta.device, costs->device) && !strstr(costs->device, r->t->meta.device))
         TRY(notes_add(&r->notes,
                       "the cost table was measured on %s, the run on %s: its speeds are of the table's "

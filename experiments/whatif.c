@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Sums over the answers to one prompt. Times in seconds without the factor; all: first steps included. */
+/* Sums over the answers to one prompt. Times in seconds; all: first steps included. */
 struct sums {
     double tokens, steps, rows, exact;
     double later, time, all;
@@ -112,7 +112,7 @@ static struct whatif_text text_of(struct work *w, const struct trace_request *r,
 
 static double seconds(const struct work *w, const struct whatif_rest *rest, const struct whatif_step *s)
 {
-    return w->model.costs ? whatif_step_seconds(w->model.costs, rest, s->rows, s->rows - 1, s->n) : 0;
+    return w->model.costs ? whatif_step_seconds(&w->model, rest, s->rows, s->rows - 1, s->n) : 0;
 }
 
 /* Depth is only asked for chains, whose rows say it. */
@@ -212,9 +212,9 @@ static int64_t rows(const struct work *w, const struct sums *a, const struct sum
             continue;
         double *x = w->x + 4 * n++;
         x[0] = speed ? a[i].later : a[i].tokens;
-        x[1] = speed ? a[i].time * w->model.factor : a[i].steps;
+        x[1] = speed ? a[i].time : a[i].steps;
         x[2] = plain[i].later;
-        x[3] = plain[i].time * w->model.factor;
+        x[3] = plain[i].time;
     }
     return n;
 }

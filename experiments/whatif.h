@@ -1,8 +1,8 @@
 /* whatif: acceptance and speed of drafts that were not run, from a run's texts (whatif_replay.h) and measured times of passes (whatif_cost.h).
  *
- *   time of a step = pass(rows, tokens before it) + the rest, which the trace's arm of the same strategy took besides its passes
- *   speed          = later tokens / time of later steps, times one factor for the machine: what the trace's own steps took over what this
- *                    sum says of them
+ *   time of a step = factor * pass(rows, tokens before it) + the rest, which the trace's arm of the same strategy took besides its passes;
+ *                    the factor brings the table's passes to the pace of the trace's own
+ *   speed          = later tokens / time of later steps
  * Intervals: AL, the bootstrap over prompts, as everywhere. Speed-up and tokens/s: the same, widened by what the model of time got wrong on
  * the trace's own arms (root mean square of the log) and by the spread of the table's passes; both as normal deviations. */
 #ifndef EXPERIMENTS_WHATIF_H

@@ -50,10 +50,10 @@ void whatif_rest_of(const struct trace *t, const char *strategy, struct whatif_r
         rest->per_depth = draft / depth / 1e9;
 }
 
-double whatif_step_seconds(const struct whatif_costs *c, const struct whatif_rest *rest, int rows, int depth,
+double whatif_step_seconds(const struct whatif_model *m, const struct whatif_rest *rest, int rows, int depth,
                            int n)
 {
-    return whatif_seconds(c, rows, n - 1) + rest->fixed + rest->per_depth * depth;
+    return m->factor * whatif_seconds(m->costs, rows, n - 1) + rest->fixed + rest->per_depth * depth;
 }
 
 static int check_rows(const struct trace *t, const struct whatif_costs *c)
@@ -66,29 +66,32 @@ static int check_rows(const struct trace *t, const struct whatif_costs *c)
     return 0;
 }
 
-/* What the model of time says of one arm's later steps, and what they took; squares: of the log residual of
- * each request. */
+/* Later steps of one arm: passes by the cost table and the rest by the run, in seconds, and what they took;
+ * residuals of its requests. */
 struct check {
-    double predicted, actual, sum, squares, n;
+    double passes, rest, actual, sum, squares, n;
 };
 
-static struct check check_arm(const struct trace *t, const struct whatif_costs *c, int arm)
+/* factor 0: not known yet, no residuals. */
+static struct check check_arm(const struct trace *t, const struct whatif_costs *c, int arm, double factor)
 {
     struct check x = {0};
-    struct whatif_rest rest;
-    whatif_rest_of(t, t->arms[arm].strategy, &rest);
+    struct whatif_rest besides;
+    whatif_rest_of(t, t->arms[arm].strategy, &besides);
     for (int64_t i = 0; i < t->n_requests; i++) {
         const struct trace_request *q = &t->requests[i];
-        double predicted = 0;
+        double passes = 0, rest = 0, actual = (double)q->ns_decode / 1e9;
         for (int64_t k = 1; q->arm == arm && k < q->steps; k++) {
             const struct trace_step *s = &t->steps[q->step_begin + k];
-            predicted += whatif_step_seconds(c, &rest, s->proposed + 1, s->depth, s->position);
+            passes += whatif_seconds(c, s->proposed + 1, s->position - 1);
+            rest += besides.fixed + besides.per_depth * s->depth;
         }
-        if (!(predicted > 0) || q->ns_decode <= 0)
+        if (!(passes > 0 && actual > 0))
             continue;
-        double r = log((double)q->ns_decode / 1e9 / predicted);
-        x.predicted += predicted;
-        x.actual += (double)q->ns_decode / 1e9;
+        double r = factor > 0 ? log(actual / (factor * passes + rest)) : 0;
+        x.passes += passes;
+        x.rest += rest;
+        x.actual += actual;
         x.sum += r;
         x.squares += r * r;
         x.n++;
@@ -96,27 +99,33 @@ static struct check check_arm(const struct trace *t, const struct whatif_costs *
     return x;
 }
 
-/* The machine's factor, and how far the arms are from it: their residuals, and the noise of their means. */
-static void calibrate(struct whatif_model *w, const struct trace *t, const struct whatif_costs *c)
+/* What passes took over what the table says of them. */
+static double find_factor(const struct trace *t, const struct whatif_costs *c)
 {
-    double predicted = 0, actual = 0, error = 0, arms = 0;
+    double passes = 0, actual = 0;
     for (int64_t a = 0; a < t->n_arms; a++) {
-        struct check x = check_arm(t, c, (int)a);
-        predicted += x.predicted;
-        actual += x.actual;
+        struct check x = check_arm(t, c, (int)a, 0);
+        passes += x.passes;
+        actual +=
+            fmax(x.actual - x.rest, x.actual / 100); /* a rest that takes nearly all says nothing of passes */
     }
-    w->factor = predicted > 0 ? actual / predicted : 1;
+    return passes > 0 ? actual / passes : 1;
+}
+
+/* How far arms are from the model: their residuals, and the noise of these. */
+static double find_error(const struct trace *t, const struct whatif_costs *c, double factor)
+{
+    double error = 0, arms = 0, spread = whatif_spread(c);
     for (int64_t a = 0; a < t->n_arms; a++) {
-        struct check x = check_arm(t, c, (int)a);
-        if (!(x.predicted > 0))
+        struct check x = check_arm(t, c, (int)a, factor);
+        if (!(x.passes > 0))
             continue;
-        double residual = log(x.actual / x.predicted / w->factor), mean = x.sum / x.n;
+        double residual = log(x.actual / (factor * x.passes + x.rest)), mean = x.sum / x.n;
         double variance = x.n > 1 ? fmax(0, x.squares / x.n - mean * mean) / (x.n - 1) : 0;
         error += residual * residual + variance;
         arms++;
     }
-    double spread = whatif_spread(c);
-    w->error = sqrt((arms > 0 ? error / arms : 0) + spread * spread);
+    return sqrt((arms > 0 ? error / arms : 0) + spread * spread);
 }
 
 int whatif_model_init(struct whatif_model *m, const struct trace *t, const struct whatif_costs *costs)
@@ -125,7 +134,8 @@ int whatif_model_init(struct whatif_model *m, const struct trace *t, const struc
     TRY(check_steps(t));
     if (costs) {
         TRY(check_rows(t, costs));
-        calibrate(&made, t, costs);
+        made.factor = find_factor(t, costs);
+        made.error = find_error(t, costs, made.factor);
     }
     *m = made;
     return 0;

@@ -11,7 +11,7 @@ struct whatif_rest {
 
 struct whatif_model {
     const struct whatif_costs *costs; /* borrowed; NULL: no times, only acceptance */
-    double factor;                    /* what the trace's later steps took over what the sums say */
+    double factor;                    /* what the passes of the trace's later steps took over what the table says */
     double error;                     /* relative: root mean square over arms of their residual, its noise, and the spread of a pass */
 };
 
@@ -19,6 +19,6 @@ struct whatif_model {
 int  whatif_model_init(struct whatif_model *m, const struct trace *t, const struct whatif_costs *costs);
 /* From the first arm of the strategy; zero when there is none. */
 void whatif_rest_of(const struct trace *t, const char *strategy, struct whatif_rest *rest);
-/* A step over n tokens: seconds, without the factor. depth: of its draft. */
-double whatif_step_seconds(const struct whatif_costs *c, const struct whatif_rest *rest, int rows, int depth, int n);
+/* A step over n tokens, seconds: factor * its pass + the rest. depth: of its draft. */
+double whatif_step_seconds(const struct whatif_model *m, const struct whatif_rest *rest, int rows, int depth, int n);
 #endif

@@ -61,6 +61,17 @@ static void note_depth(struct question *q, const char *key, const char *values)
     }
 }
 
+/* "max_depth" and "ngram.max" mean draft.max_depth and draft.ngram.max. */
+static int is_short(const char *key, const char *end)
+{
+    const char *dot = memchr(key, '.', (size_t)(end - key));
+    for (int s = 0; dot && drafts_all[s]; s++)
+        if (strlen(drafts_all[s]->name) == (size_t)(dot - key) &&
+            !strncmp(key, drafts_all[s]->name, (size_t)(dot - key)))
+            return 1;
+    return !dot;
+}
+
 /* One "key=value" of the question. */
 static int add_part(struct question *q, const char *part)
 {
@@ -68,8 +79,7 @@ static int add_part(struct question *q, const char *part)
     const char *equals = strchr(part, '=');
     if (!equals || equals == part || equals - part > 80)
         FAIL(ERR_CONFIG, "--what-if: expected key=value, such as draft.max_depth=1..8, found '%s'", part);
-    snprintf(key, sizeof key, "%s%.*s", memchr(part, '.', (size_t)(equals - part)) ? "" : "draft.",
-             (int)(equals - part), part);
+    snprintf(key, sizeof key, "%s%.*s", is_short(part, equals) ? "draft." : "", (int)(equals - part), part);
     if (strncmp(key, "draft.", 6) != 0)
         FAIL(ERR_CONFIG,
              "--what-if: expected a key of draft, found '%s': a trace says nothing of what that would change",
