@@ -56,27 +56,14 @@ static const struct table_column result_columns[] = {
 };
 static const int n_result_columns = sizeof result_columns / sizeof *result_columns;
 
-static const struct table_column position_columns[] = {
-    {"arm", "arm", "", TABLE_TEXT, 0, ACCEPTANCE},
-    {"lossy", "", "", TABLE_TEXT, 0, ACCEPTANCE},
-    {"group", "group", "", TABLE_TEXT, 0, ACCEPTANCE},
-    {"position", "position", "", TABLE_COUNT, 0, ACCEPTANCE},
-    {"proposed_steps", "proposed", "steps", TABLE_COUNT, 0, ACCEPTANCE},
-    {"tried_steps", "tried", "steps", TABLE_COUNT, 0, ACCEPTANCE},
-    {"accepted_steps", "accepted", "steps", TABLE_COUNT, 0, ACCEPTANCE},
-    {"unconditional", "unconditional", "of drafted", TABLE_SHARE, 1, ACCEPTANCE},
-    {"conditional", "conditional", "of tried", TABLE_SHARE, 1, ACCEPTANCE},
-};
-static const int n_position_columns = sizeof position_columns / sizeof *position_columns;
-
 static int fill_results(struct table *x, struct analyze_report *r);
-static int fill_positions(struct table *x, struct analyze_report *r);
 
 static int fill_experts(struct table *x, struct analyze_report *r);
 
 static const struct analyze_section sections[ANALYZE_TABLES] = {
     [ANALYZE_RESULTS] = {"results", result_columns, &n_result_columns, fill_results, ""},
-    [ANALYZE_POSITIONS] = {"positions", position_columns, &n_position_columns, fill_positions, ""},
+    [ANALYZE_POSITIONS] = {"positions", analyze_position_columns, &analyze_n_position_columns,
+                           analyze_fill_positions, ""},
     [ANALYZE_DEFINITIONS] = {"definitions", analyze_definition_columns, &analyze_n_definition_columns,
                              analyze_fill_definitions, analyze_definition_legend},
     [ANALYZE_COMPARISONS] = {"comparisons", analyze_comparison_columns, &analyze_n_comparison_columns,
@@ -152,29 +139,6 @@ static int new_group(const struct summary *s, int i)
 {
     const char *a = i ? s->rows[i - 1].group : NULL, *b = s->rows[i].group;
     return i && b && (!a || strcmp(a, b));
-}
-
-static void position_rows(struct table *p, const struct analyze_report *r, const struct summary_row *row)
-{
-    const struct metrics_sums *m = &row->sums;
-    for (int d = 1, depth = metrics_depth(m); d <= depth; d++) {
-        begin_row(p, r, row);
-        if (d == 1 && p->n_rows > 1)
-            table_break(p);
-        table_number(p, "position", d);
-        table_number(p, "proposed_steps", (double)m->at_depth[d]);
-        table_number(p, "tried_steps", (double)m->tried_depth[d]);
-        table_number(p, "accepted_steps", (double)m->accepted_depth[d]);
-        table_number(p, "unconditional", metrics_unconditional(m, d));
-        table_number(p, "conditional", metrics_conditional(m, d));
-    }
-}
-
-static int fill_positions(struct table *x, struct analyze_report *r)
-{
-    for (int i = 0; i < r->summary.n; i++)
-        position_rows(x, r, &r->summary.rows[i]);
-    return 0;
 }
 
 static int fill_experts(struct table *x, struct analyze_report *r)

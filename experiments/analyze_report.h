@@ -25,12 +25,13 @@ struct analyze_section {
     const char *legend;
 };
 
-extern const struct table_column analyze_definition_columns[], analyze_comparison_columns[], analyze_bin_columns[],
+extern const struct table_column analyze_position_columns[], analyze_definition_columns[], analyze_comparison_columns[], analyze_bin_columns[],
     analyze_whatif_columns[], analyze_best_columns[], analyze_backtest_columns[];
-extern const int analyze_n_definition_columns, analyze_n_comparison_columns, analyze_n_bin_columns, analyze_n_whatif_columns,
+extern const int analyze_n_position_columns, analyze_n_definition_columns, analyze_n_comparison_columns, analyze_n_bin_columns, analyze_n_whatif_columns,
     analyze_n_best_columns, analyze_n_backtest_columns;
 extern const char analyze_definition_legend[], analyze_comparison_legend[], analyze_bin_legend[],
     analyze_whatif_legend[], analyze_best_legend[], analyze_backtest_legend[];
+int analyze_fill_positions(struct table *x, struct analyze_report *r);   /* ERR_MEMORY */
 int analyze_fill_definitions(struct table *x, struct analyze_report *r); /* ERR_MEMORY */
 int analyze_fill_comparisons(struct table *x, struct analyze_report *r); /* ERR_MEMORY */
 /* And the tables of the best and of back-tests. ERR_CONFIG: not determined by the trace; ERR_IO, ERR_FORMAT of the cost table. */
