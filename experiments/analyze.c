@@ -3,7 +3,7 @@
 #include "experiments/analyze.h"
 #include "engine/err.h"
 #include "engine/log.h"
-#include "experiments/analyze_report.h"
+#include "experiments/analyze_html.h"
 #include "experiments/analyze_experts.h"
 #include "experiments/analyze_score.h"
 #include "experiments/display.h"
@@ -294,6 +294,19 @@ static void init_tables(struct analyze_report *r)
         table_init(&r->table[ANALYZE_RESULTS], analyze_score_columns, analyze_score_n_columns);
 }
 
+static int write_page(const struct analyze_report *r)
+{
+    FILE *out = fopen(r->opts->html, "w");
+    if (!out)
+        FAIL(ERR_IO, "%s: cannot write: %s", r->opts->html, strerror(errno));
+    int rc = analyze_html(r, out);
+    if (fclose(out) && !rc)
+        rc = ERR_SET(ERR_IO, "%s: cannot write: %s", r->opts->html, strerror(errno));
+    if (!rc)
+        log_info("analyze: the report is in %s", r->opts->html);
+    return rc;
+}
+
 int analyze_trace(const struct trace *t, const struct analyze_opts *opts, FILE *out)
 {
     static int (*const print[])(const struct analyze_report *r, FILE *out) = {
@@ -307,6 +320,10 @@ int analyze_trace(const struct trace *t, const struct analyze_opts *opts, FILE *
     if (rc)
         goto out;
     rc = fill_tables(&r);
+    if (rc)
+        goto out;
+    if (opts->html)
+        rc = write_page(&r);
     if (rc)
         goto out;
     rc = print[opts->form](&r, out);

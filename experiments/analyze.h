@@ -27,6 +27,8 @@ struct analyze_opts {
     unsigned tables;     /* 1 << enum analyze_table. Text: these too; CSV: the last of these instead of the results; JSON has all */
     unsigned axes;       /* 1 << enum metrics_axis: of the breakdown */
     const char *what, *source, *cost; /* of what-if: the question, the arm whose texts are used, the file with the cost table; NULL: none; borrowed */
+    int tolerant;        /* 1: axes that the trace has nothing for are left out of the breakdown instead of an error */
+    const char *html;    /* where a page is written besides, NULL: none; borrowed */
     int back_test;       /* so many variants are run, 0: none */
     const char *against; /* label of the arm that all others are compared with, NULL: each with its baseline; borrowed */
 };

@@ -158,7 +158,10 @@ int analyze_fill_bins(struct table *x, struct analyze_report *r)
     for (int axis = 0; axis < METRICS_AXES; axis++) {
         if (!(r->opts->axes >> axis & 1))
             continue;
-        if (metrics_axis_is_of_nodes((enum metrics_axis)axis) && !r->t->n_judged)
+        int missing = metrics_axis_is_of_nodes((enum metrics_axis)axis) && !r->t->n_judged;
+        if (missing && r->opts->tolerant)
+            continue;
+        if (missing)
             FAIL(ERR_CONFIG,
                  "%s: expected nodes for the breakdown by %s, but its trace level is %s; run with --set "
                  "trace.level=%s",
@@ -167,7 +170,7 @@ int analyze_fill_bins(struct table *x, struct analyze_report *r)
         int before = x->n_rows;
         for (int64_t arm = 0; arm < r->t->n_arms; arm++)
             TRY(fill_axis(x, r, (int)arm, (enum metrics_axis)axis));
-        if (x->n_rows == before)
+        if (x->n_rows == before && !r->opts->tolerant)
             FAIL(ERR_CONFIG, "%s: no arm has a value for the breakdown by %s: %s", r->t->path,
                  metrics_axis_names[axis],
                  axis == METRICS_ENTROPY ? "run with --set trace.level=full"

@@ -15,7 +15,8 @@
 static unsigned parts(const struct analyze_opts *opts)
 {
     unsigned p = TRACE_READ_SCORES | TRACE_READ_LOOPS;
-    p |= opts->what ? TRACE_READ_STEPS | TRACE_READ_TOKENS : TRACE_READ_LEAN;
+    p |= opts->what ? TRACE_READ_STEPS | TRACE_READ_TOKENS : 0;
+    p |= opts->what && !opts->axes ? 0 : TRACE_READ_LEAN;
     for (int i = 0; i < METRICS_AXES; i++)
         if ((opts->axes >> i & 1) && metrics_axis_is_of_nodes((enum metrics_axis)i))
             p |= TRACE_READ_JUDGED;
@@ -33,7 +34,7 @@ int analyze_print(const char *path, FILE *out)
     return rc;
 }
 
-enum { KEY_COST = 1000, KEY_TEXTS, KEY_BACK_TEST };
+enum { KEY_COST = 1000, KEY_TEXTS, KEY_BACK_TEST, KEY_HTML };
 
 /* What the command line said. */
 struct invocation {
@@ -108,6 +109,9 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case KEY_BACK_TEST:
         q->opts.back_test = arg ? (int)parse_number(state, arg, "--back-test", 1, 1000) : 1000;
         break;
+    case KEY_HTML:
+        q->opts.html = arg;
+        break;
     case KEY_TEXTS:
         q->opts.source = arg;
         break;
@@ -135,6 +139,18 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         return ARGP_ERR_UNKNOWN;
     }
     return 0;
+}
+
+/* A page shows categories, positions and curves whether or not the text does. */
+static void ask_for_page(struct analyze_opts *opts)
+{
+    if (opts->summary.by == SUMMARY_BY_NONE)
+        opts->summary.by = SUMMARY_BY_CATEGORY;
+    opts->tolerant = 1;
+    opts->tables |= 1u << ANALYZE_POSITIONS | 1u << ANALYZE_COMPARISONS | 1u << ANALYZE_BREAKDOWN |
+                    1u << ANALYZE_DEFINITIONS;
+    opts->axes |=
+        1u << METRICS_CONTEXT | 1u << METRICS_ENTROPY | 1u << METRICS_CONFIDENCE | 1u << METRICS_RANK;
 }
 
 /* Once, or again and again while the run goes on. */
@@ -186,6 +202,8 @@ int command_analyze(int argc, char **argv)
          "of what-if: run N of the variants (default all) and hold them against what was predicted", 0},
         {"texts", KEY_TEXTS, "ARM", 0,
          "of what-if: the arm whose texts are used (default the first that can be)", 0},
+        {"html", KEY_HTML, "FILE", 0,
+         "write a report as one page besides, with plots; what it shows needs no other option", 0},
         {"bootstrap", 'B', "N", 0, "replicates behind an interval (default 2000)", 0},
         {"seed", 's', "N", 0, "of the bootstrap (default 1)", 0},
         {0}};
@@ -204,6 +222,8 @@ int command_analyze(int argc, char **argv)
     if (!q.path)
         FAIL(ERR_MEMORY, "no memory for %d arguments", argc);
     argp_parse(&argp, argc, argv, 0, NULL, &q);
+    if (q.opts.html)
+        ask_for_page(&q.opts);
     struct analyze_input in = {0};
     int rc = analyze_input_init(&in, q.path, q.n);
     if (!rc && q.opts.what && in.n > 1)
