@@ -70,6 +70,8 @@ static const struct analyze_section sections[ANALYZE_TABLES] = {
                              analyze_fill_comparisons, analyze_comparison_legend},
     [ANALYZE_BREAKDOWN] = {"breakdown", analyze_bin_columns, &analyze_n_bin_columns, analyze_fill_bins,
                            analyze_bin_legend},
+    [ANALYZE_ECONOMICS] = {"economics", analyze_economics_columns, &analyze_n_economics_columns,
+                           analyze_fill_economics, analyze_economics_legend},
     [ANALYZE_WHAT_IF] = {"what_if", analyze_whatif_columns, &analyze_n_whatif_columns, analyze_fill_whatif,
                          analyze_whatif_legend},
     [ANALYZE_BEST] = {"best", analyze_best_columns, &analyze_n_best_columns, NULL, analyze_best_legend},

@@ -105,6 +105,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         break;
     case KEY_COST:
         q->opts.cost = arg;
+        q->opts.tables |= 1u << ANALYZE_ECONOMICS;
         break;
     case KEY_BACK_TEST:
         q->opts.back_test = arg ? (int)parse_number(state, arg, "--back-test", 1, 1000) : 1000;
@@ -197,7 +198,7 @@ int command_analyze(int argc, char **argv)
          "strategy=ngram,max_depth=1..8; max_nodes follows max_depth unless given",
          0},
         {"cost-table", KEY_COST, "FILE", 0,
-         "of what-if: JSON of bench step --cost-table; without it no speeds", 0},
+         "JSON of bench step --cost-table: when a further row pays, and the speeds of what-if", 0},
         {"back-test", KEY_BACK_TEST, "N", OPTION_ARG_OPTIONAL,
          "of what-if: run N of the variants (default all) and hold them against what was predicted", 0},
         {"texts", KEY_TEXTS, "ARM", 0,
@@ -228,8 +229,8 @@ int command_analyze(int argc, char **argv)
     int rc = analyze_input_init(&in, q.path, q.n);
     if (!rc && q.opts.what && in.n > 1)
         rc = ERR_SET(ERR_CONFIG, "--what-if: expected one file, found %d", in.n);
-    if (!rc && (q.opts.cost || q.opts.back_test) && !q.opts.what)
-        rc = ERR_SET(ERR_CONFIG, "--cost-table and --back-test go with --what-if");
+    if (!rc && q.opts.back_test && !q.opts.what)
+        rc = ERR_SET(ERR_CONFIG, "--back-test goes with --what-if");
     if (!rc)
         rc = analyze_all(&in, &q);
     analyze_input_deinit(&in);

@@ -41,7 +41,8 @@ static const char style[] =
     "border-bottom:1px solid "
     "var(--rule);white-space:nowrap}th{font-weight:600;vertical-align:bottom}td.t,th.t{text-align:left}."
     "scroll{overflow-x:auto}"
-    "li{margin:.2rem 0}.heat td{text-align:center}pre{white-space:pre-wrap;font-size:.82rem}\n"
+    "li{margin:.2rem 0}.heat td,.heat "
+    "th{text-align:center;white-space:normal}pre{white-space:pre-wrap;font-size:.82rem}\n"
     ".answer{background:var(--card);border:1px solid "
     "var(--rule);border-radius:6px;padding:.9rem;white-space:pre-wrap;line-height:1.9}"
     ".acc{background:color-mix(in srgb,var(--c2) "
@@ -228,6 +229,8 @@ int analyze_html(const struct analyze_report *r, FILE *out)
     put_table(&r->table[ANALYZE_POSITIONS], "By position", ANALYZE_VIEW, "", out);
     put_table(&r->table[ANALYZE_COMPARISONS], "Comparisons", ANALYZE_VIEW, analyze_comparison_legend, out);
     put_table(&r->table[ANALYZE_EXPERTS], "Experts", ANALYZE_VIEW, "", out);
+    put_table(&r->table[ANALYZE_ECONOMICS], "When a further row pays", ANALYZE_VIEW, analyze_economics_legend,
+              out);
     put_table(&r->table[ANALYZE_WHAT_IF], "What if", ANALYZE_VIEW, analyze_whatif_legend, out);
     put_table(&r->table[ANALYZE_BEST], "Best by category", ANALYZE_VIEW, analyze_best_legend, out);
     put_table(&r->table[ANALYZE_DEFINITIONS], "In the words of other tools", ANALYZE_VIEW,
