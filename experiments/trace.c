@@ -120,6 +120,8 @@ void trace_deinit(struct trace *t)
     free(t->steps);
     free(t->nodes);
     free(t->scores);
+    free(t->step_experts);
+    free(t->node_experts);
     free(t->lean);
     free(t->judged);
     free(t->loops);
