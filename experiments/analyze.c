@@ -3,22 +3,22 @@
 #include "experiments/analyze.h"
 #include "engine/err.h"
 #include "engine/log.h"
+#include "experiments/analyze_html.h"
 #include "experiments/analyze_experts.h"
 #include "experiments/analyze_score.h"
-#include "experiments/commands.h"
 #include "experiments/display.h"
-#include "experiments/join.h"
-#include "experiments/notes.h"
 #include "experiments/source.h"
-#include "experiments/table.h"
-#include <argp.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Views of the results in text; the total speed is worth its room only where sequences shared steps. */
-enum { ACCEPTANCE = 1, SPEED = 2, SPEED_SHARED = 4, ALL = 7 };
+enum {
+    ACCEPTANCE = ANALYZE_VIEW,
+    SPEED = ANALYZE_SPEED,
+    SPEED_SHARED = ANALYZE_SPEED_SHARED,
+    ALL = ANALYZE_VIEWS
+};
 
 static const struct table_column result_columns[] = {
     {"arm", "arm", "", TABLE_TEXT, 0, ALL},
@@ -54,26 +54,31 @@ static const struct table_column result_columns[] = {
     {"identical_share", "identical", "to none", TABLE_SHARE, 1, SPEED | SPEED_SHARED},
     {"concurrency", "", "", TABLE_COUNT, 0, 0},
 };
+static const int n_result_columns = sizeof result_columns / sizeof *result_columns;
 
-static const struct table_column position_columns[] = {
-    {"arm", "arm", "", TABLE_TEXT, 0, ACCEPTANCE},
-    {"lossy", "", "", TABLE_TEXT, 0, ACCEPTANCE},
-    {"group", "group", "", TABLE_TEXT, 0, ACCEPTANCE},
-    {"position", "position", "", TABLE_COUNT, 0, ACCEPTANCE},
-    {"proposed_steps", "proposed", "steps", TABLE_COUNT, 0, ACCEPTANCE},
-    {"tried_steps", "tried", "steps", TABLE_COUNT, 0, ACCEPTANCE},
-    {"accepted_steps", "accepted", "steps", TABLE_COUNT, 0, ACCEPTANCE},
-    {"unconditional", "unconditional", "of drafted", TABLE_SHARE, 1, ACCEPTANCE},
-    {"conditional", "conditional", "of tried", TABLE_SHARE, 1, ACCEPTANCE},
-};
+static int fill_results(struct table *x, struct analyze_report *r);
 
-/* Everything that is printed. */
-struct report {
-    const struct trace *t;
-    const struct analyze_opts *opts;
-    struct summary summary;
-    struct notes notes;
-    struct table results, positions, experts;
+static int fill_experts(struct table *x, struct analyze_report *r);
+
+static const struct analyze_section sections[ANALYZE_TABLES] = {
+    [ANALYZE_RESULTS] = {"results", result_columns, &n_result_columns, fill_results, ""},
+    [ANALYZE_POSITIONS] = {"positions", analyze_position_columns, &analyze_n_position_columns,
+                           analyze_fill_positions, ""},
+    [ANALYZE_DEFINITIONS] = {"definitions", analyze_definition_columns, &analyze_n_definition_columns,
+                             analyze_fill_definitions, analyze_definition_legend},
+    [ANALYZE_COMPARISONS] = {"comparisons", analyze_comparison_columns, &analyze_n_comparison_columns,
+                             analyze_fill_comparisons, analyze_comparison_legend},
+    [ANALYZE_BREAKDOWN] = {"breakdown", analyze_bin_columns, &analyze_n_bin_columns, analyze_fill_bins,
+                           analyze_bin_legend},
+    [ANALYZE_ECONOMICS] = {"economics", analyze_economics_columns, &analyze_n_economics_columns,
+                           analyze_fill_economics, analyze_economics_legend},
+    [ANALYZE_WHAT_IF] = {"what_if", analyze_whatif_columns, &analyze_n_whatif_columns, analyze_fill_whatif,
+                         analyze_whatif_legend},
+    [ANALYZE_BEST] = {"best", analyze_best_columns, &analyze_n_best_columns, NULL, analyze_best_legend},
+    [ANALYZE_BACK_TEST] = {"back_test", analyze_backtest_columns, &analyze_n_backtest_columns, NULL,
+                           analyze_backtest_legend},
+    [ANALYZE_EXPERTS] = {"experts", analyze_experts_columns, &analyze_experts_n_columns, fill_experts,
+                         analyze_experts_legend},
 };
 
 struct analyze_opts analyze_defaults(void)
@@ -84,7 +89,7 @@ struct analyze_opts analyze_defaults(void)
         .form = ANALYZE_TEXT};
 }
 
-static void begin_row(struct table *x, const struct report *r, const struct summary_row *row)
+static void begin_row(struct table *x, const struct analyze_report *r, const struct summary_row *row)
 {
     const struct trace_arm *arm = &r->t->arms[row->arm];
     table_row(x);
@@ -138,25 +143,13 @@ static int new_group(const struct summary *s, int i)
     return i && b && (!a || strcmp(a, b));
 }
 
-static void fill_positions(struct table *p, const struct report *r, const struct summary_row *row)
+static int fill_experts(struct table *x, struct analyze_report *r)
 {
-    const struct metrics_sums *m = &row->sums;
-    for (int d = 1, depth = metrics_depth(m); d <= depth; d++) {
-        begin_row(p, r, row);
-        if (d == 1 && p->n_rows > 1)
-            table_break(p);
-        table_number(p, "position", d);
-        table_number(p, "proposed_steps", (double)m->at_depth[d]);
-        table_number(p, "tried_steps", (double)m->tried_depth[d]);
-        table_number(p, "accepted_steps", (double)m->accepted_depth[d]);
-        table_number(p, "unconditional", metrics_unconditional(m, d));
-        table_number(p, "conditional", metrics_conditional(m, d));
-    }
+    return analyze_experts_fill(x, r->t);
 }
 
-static void fill_tables(struct report *r)
+static int fill_results(struct table *x, struct analyze_report *r)
 {
-    struct table *x = &r->results;
     for (int i = 0; i < r->summary.n; i++) {
         const struct summary_row *row = &r->summary.rows[i];
         begin_row(x, r, row);
@@ -172,15 +165,29 @@ static void fill_tables(struct report *r)
             table_text(x, "baseline", r->t->arms[row->baseline].label);
         acceptance_cells(x, row);
         speed_cells(x, row);
-        fill_positions(&r->positions, r, row);
     }
+    return 0;
+}
+
+static unsigned selected(const struct analyze_report *r)
+{
+    return r->opts->form == ANALYZE_JSON ? ~0u
+                                         : r->opts->tables | 1u << ANALYZE_RESULTS | 1u << ANALYZE_EXPERTS;
+}
+
+static int fill_tables(struct analyze_report *r)
+{
+    for (int i = 0; i < ANALYZE_TABLES; i++)
+        if ((selected(r) >> i & 1) && sections[i].fill && (i == ANALYZE_RESULTS || !trace_is_scored(r->t)))
+            TRY(sections[i].fill(&r->table[i], r));
+    return 0;
 }
 
 static const char run_legend[] = "AL: tokens per verification step, bonus included; drafted: over steps that "
                                  "had a draft; speed: decoding after "
                                  "the first step; speed-up: against none on the same prompts.";
 
-static void print_legend(const struct report *r, FILE *out)
+static void print_legend(const struct analyze_report *r, FILE *out)
 {
     char text[1024];
     int64_t prompts = r->summary.n ? r->summary.rows[0].prompts : 0;
@@ -202,7 +209,7 @@ static void print_notes(const struct notes *n, FILE *out)
     }
 }
 
-static unsigned speed_view(const struct report *r)
+static unsigned speed_view(const struct analyze_report *r)
 {
     for (int i = 0; i < r->summary.n; i++)
         if (r->summary.rows[i].concurrency > 1)
@@ -210,26 +217,25 @@ static unsigned speed_view(const struct report *r)
     return SPEED;
 }
 
-static int print_text(const struct report *r, FILE *out)
+static int print_text(const struct analyze_report *r, FILE *out)
 {
     int scored = trace_is_scored(r->t);
+    const struct table *results = &r->table[ANALYZE_RESULTS];
     TRY(source_print(r->t, out));
     fputc('\n', out);
-    TRY(table_print_text(&r->results, scored ? ANALYZE_SCORE_FIT : ACCEPTANCE, DISPLAY_WIDTH, out));
+    TRY(table_print_text(results, scored ? ANALYZE_SCORE_FIT : ACCEPTANCE, DISPLAY_WIDTH, out));
     fputc('\n', out);
-    TRY(table_print_text(&r->results, scored ? ANALYZE_SCORE_NEAR : speed_view(r), DISPLAY_WIDTH, out));
-    if (r->opts->positions && r->positions.n_rows) {
+    TRY(table_print_text(results, scored ? ANALYZE_SCORE_NEAR : speed_view(r), DISPLAY_WIDTH, out));
+    for (int i = ANALYZE_RESULTS + 1; i < ANALYZE_TABLES; i++) {
+        if (!r->table[i].n_rows)
+            continue;
         fputc('\n', out);
-        TRY(table_print_text(&r->positions, ACCEPTANCE, DISPLAY_WIDTH, out));
-    }
-    if (r->experts.n_rows) {
-        fputc('\n', out);
-        TRY(table_print_text(&r->experts, ANALYZE_EXPERTS_VIEW, DISPLAY_WIDTH, out));
+        TRY(table_print_text(&r->table[i], ANALYZE_VIEW, DISPLAY_WIDTH, out));
+        if (*sections[i].legend)
+            display_paragraph(sections[i].legend, 0, DISPLAY_WIDTH, out);
     }
     fputc('\n', out);
     print_legend(r, out);
-    if (r->experts.n_rows)
-        display_paragraph(analyze_experts_legend, 0, DISPLAY_WIDTH, out);
     print_notes(&r->notes, out);
     return 0;
 }
@@ -246,184 +252,89 @@ static json_t *json_notes(const struct notes *n)
     return NULL;
 }
 
-static int print_json(const struct report *r, FILE *out)
+static int add_tables(json_t *doc, const struct analyze_report *r)
+{
+    for (int i = 0; i < ANALYZE_TABLES; i++) {
+        json_t *rows;
+        TRY(table_json(&r->table[i], &rows));
+        if (json_object_set_new(doc, sections[i].key, rows))
+            FAIL(ERR_MEMORY, "%s: no memory for the table of %s", r->t->path, sections[i].key);
+    }
+    return 0;
+}
+
+static int print_json(const struct analyze_report *r, FILE *out)
 {
     const struct stats_resampling *b = &r->opts->summary.resampling;
-    json_t *results = NULL, *positions = NULL, *experts = NULL;
-    int rc = table_json(&r->results, &results);
-    if (!rc)
-        rc = table_json(&r->positions, &positions);
-    if (!rc)
-        rc = table_json(&r->experts, &experts);
-    if (rc) {
-        json_decref(results);
-        json_decref(positions);
-        return rc;
-    }
-    /* json_pack takes the references over, on failure too. */
     json_t *doc =
-        json_pack("{s:i, s:o, s:{s:s, s:f, s:i, s:I}, s:o, s:o, s:o, s:o}", "schema_version", 1, "source",
-                  source_json(r->t), "method", "interval", "percentile bootstrap over prompts", "level",
-                  b->level, "replicates", b->replicates, "seed", (json_int_t)b->seed, "results", results,
-                  "positions", positions, "experts", experts, "notes", json_notes(&r->notes));
-    if (!doc || json_dumpf(doc, out, JSON_INDENT(2)))
-        rc = ERR_SET(ERR_MEMORY, "%s: cannot write its numbers as JSON", r->t->path);
+        json_pack("{s:i, s:o, s:{s:s, s:f, s:i, s:I}, s:o}", "schema_version", 1, "source", source_json(r->t),
+                  "method", "interval", "percentile bootstrap over prompts", "level", b->level, "replicates",
+                  b->replicates, "seed", (json_int_t)b->seed, "notes", json_notes(&r->notes));
+    int rc = doc ? add_tables(doc, r) : ERR_SET(ERR_MEMORY, "%s: no memory for its JSON", r->t->path);
+    if (!rc && json_dumpf(doc, out, JSON_INDENT(2)))
+        rc = ERR_SET(ERR_IO, "%s: cannot write its numbers as JSON", r->t->path);
     json_decref(doc);
     fputc('\n', out);
     return rc;
 }
 
-static int print_csv(const struct report *r, FILE *out)
+static int print_csv(const struct analyze_report *r, FILE *out)
 {
     for (int i = 0; i < r->notes.n; i++)
         log_warn("analyze: %s", r->notes.text[i]);
-    return table_print_csv(r->opts->positions ? &r->positions : &r->results, out);
+    int last = ANALYZE_TABLES - 1;
+    while (last > ANALYZE_RESULTS && !(r->opts->tables >> last & 1))
+        last--;
+    return table_print_csv(&r->table[last], out);
+}
+
+static void init_tables(struct analyze_report *r)
+{
+    for (int i = 0; i < ANALYZE_TABLES; i++)
+        table_init(&r->table[i], sections[i].columns, *sections[i].n_columns);
+    if (trace_is_scored(r->t))
+        table_init(&r->table[ANALYZE_RESULTS], analyze_score_columns, analyze_score_n_columns);
+}
+
+static int write_page(const struct analyze_report *r)
+{
+    FILE *out = fopen(r->opts->html, "w");
+    if (!out)
+        FAIL(ERR_IO, "%s: cannot write: %s", r->opts->html, strerror(errno));
+    int rc = analyze_html(r, out);
+    if (fclose(out) && !rc)
+        rc = ERR_SET(ERR_IO, "%s: cannot write: %s", r->opts->html, strerror(errno));
+    if (!rc)
+        log_info("analyze: the report is in %s", r->opts->html);
+    return rc;
 }
 
 int analyze_trace(const struct trace *t, const struct analyze_opts *opts, FILE *out)
 {
-    static int (*const print[])(const struct report *r, FILE *out) = {
+    static int (*const print[])(const struct analyze_report *r, FILE *out) = {
         [ANALYZE_TEXT] = print_text, [ANALYZE_JSON] = print_json, [ANALYZE_CSV] = print_csv};
-    struct report r = {.t = t, .opts = opts};
-    if (trace_is_scored(t))
-        table_init(&r.results, analyze_score_columns, analyze_score_n_columns);
-    else
-        table_init(&r.results, result_columns, sizeof result_columns / sizeof *result_columns);
-    table_init(&r.positions, position_columns, sizeof position_columns / sizeof *position_columns);
-    table_init(&r.experts, analyze_experts_columns, analyze_experts_n_columns);
+    struct analyze_report r = {.t = t, .opts = opts};
+    init_tables(&r);
     int rc = summary_init(&r.summary, t, &opts->summary);
     if (rc)
         goto out;
     rc = notes_init(&r.notes, t, &r.summary);
     if (rc)
         goto out;
-    fill_tables(&r);
-    rc = analyze_experts_fill(&r.experts, t);
+    rc = fill_tables(&r);
+    if (rc)
+        goto out;
+    if (opts->html)
+        rc = write_page(&r);
     if (rc)
         goto out;
     rc = print[opts->form](&r, out);
     if (!rc && (fflush(out) || ferror(out)))
         rc = ERR_SET(ERR_IO, "%s: cannot write its tables: %s", t->path, strerror(errno));
 out:
-    table_deinit(&r.results);
-    table_deinit(&r.positions);
-    table_deinit(&r.experts);
+    for (int i = 0; i < ANALYZE_TABLES; i++)
+        table_deinit(&r.table[i]);
     notes_deinit(&r.notes);
     summary_deinit(&r.summary);
-    return rc;
-}
-
-static int analyze_files(const char *const *path, int n, const struct analyze_opts *opts, FILE *out)
-{
-    struct trace all = {0}, part = {0};
-    int rc = 0;
-    for (int i = 0; i < n && !rc; i++) {
-        rc = trace_read(&part, path[i], TRACE_READ_STEPS | TRACE_READ_SCORES);
-        if (!rc)
-            rc = join_append(&all, &part);
-    }
-    if (!rc)
-        rc = analyze_trace(&all, opts, out);
-    trace_deinit(&part);
-    trace_deinit(&all);
-    return rc;
-}
-
-int analyze_print(const char *path, FILE *out)
-{
-    struct analyze_opts opts = analyze_defaults();
-    return analyze_files(&path, 1, &opts, out);
-}
-
-/* What the command line said. */
-struct invocation {
-    struct analyze_opts opts;
-    const char **path; /* owned [n], borrowed strings */
-    int n;
-};
-
-static uint64_t parse_number(struct argp_state *state, const char *arg, const char *what, uint64_t lo,
-                             uint64_t hi)
-{
-    char *end;
-    errno = 0;
-    unsigned long long v = strtoull(arg, &end, 10);
-    if (end == arg || *end || *arg == '-' || errno || v < lo || v > hi)
-        argp_error(state, "%s: expected a whole number of [%" PRIu64 ", %" PRIu64 "], found '%s'", what, lo,
-                   hi, arg);
-    return v;
-}
-
-static enum summary_by parse_by(struct argp_state *state, const char *arg)
-{
-    static const char *const names[] = {
-        [SUMMARY_BY_NONE] = "none", [SUMMARY_BY_CATEGORY] = "category", [SUMMARY_BY_DATASET] = "dataset"};
-    for (int i = 0; i < 3; i++)
-        if (!strcmp(arg, names[i]))
-            return (enum summary_by)i;
-    argp_error(state, "--by: expected category, dataset or none, found '%s'", arg);
-    return SUMMARY_BY_NONE;
-}
-
-static error_t parse_option(int key, char *arg, struct argp_state *state)
-{
-    struct invocation *q = state->input;
-    switch (key) {
-    case 'j':
-        q->opts.form = ANALYZE_JSON;
-        break;
-    case 'c':
-        q->opts.form = ANALYZE_CSV;
-        break;
-    case 'b':
-        q->opts.summary.by = parse_by(state, arg);
-        break;
-    case 'p':
-        q->opts.positions = 1;
-        break;
-    case 'B':
-        q->opts.summary.resampling.replicates =
-            (int)parse_number(state, arg, "--bootstrap", 1, STATS_MAX_REPLICATES);
-        break;
-    case 's':
-        q->opts.summary.resampling.seed = parse_number(state, arg, "--seed", 0, INT64_MAX);
-        break;
-    case ARGP_KEY_ARG:
-        q->path[q->n++] = arg;
-        break;
-    case ARGP_KEY_NO_ARGS:
-        argp_error(state, "expected at least one result file");
-        break;
-    default:
-        return ARGP_ERR_UNKNOWN;
-    }
-    return 0;
-}
-
-int command_analyze(int argc, char **argv)
-{
-    static const struct argp_option options[] = {
-        {"json", 'j', 0, 0, "print JSON: every number in full precision", 0},
-        {"csv", 'c', 0, 0, "print CSV: a row for every arm and group (with --positions: and position)", 0},
-        {"by", 'b', "WHAT", 0, "rows for every category or dataset too (default none)", 0},
-        {"positions", 'p', 0, 0, "acceptance by position, conditional and unconditional", 0},
-        {"bootstrap", 'B', "N", 0, "replicates behind an interval (default 2000)", 0},
-        {"seed", 's', "N", 0, "of the bootstrap (default 1)", 0},
-        {0}};
-    static const struct argp argp = {options,
-                                     parse_option,
-                                     "FILE...",
-                                     "Print acceptance and speed of a run; of one that scored answers, "
-                                     "perplexity and how near each arm is to the "
-                                     "reference. Several files, such as its slices, are read as one.",
-                                     0,
-                                     0,
-                                     0};
-    struct invocation q = {.opts = analyze_defaults(), .path = calloc((size_t)argc + 1, sizeof *q.path)};
-    if (!q.path)
-        FAIL(ERR_MEMORY, "no memory for %d arguments", argc);
-    argp_parse(&argp, argc, argv, 0, NULL, &q);
-    int rc = analyze_files(q.path, q.n, &q.opts, stdout);
-    free(q.path);
     return rc;
 }

@@ -2,6 +2,7 @@
  * of so many. */
 #include "experiments/analyze_experts.h"
 #include "engine/err.h"
+#include "experiments/trace_lean.h"
 #include <math.h>
 #include <stdlib.h>
 
@@ -27,38 +28,59 @@ struct sums {
     double passes, distinct, least, most;
 };
 
+/* All sums so far; the rows of passes are few. */
+struct list {
+    struct sums *at; /* owned [cap] */
+    int n, cap;
+};
+
 static int by_arm_and_rows(const void *a, const void *b)
 {
     const struct sums *x = a, *y = b;
     return x->arm != y->arm ? x->arm - y->arm : x->rows - y->rows;
 }
 
-static void add(struct sums *to, const struct sums *one)
+static int add(struct list *l, const struct sums *one)
 {
-    to->passes += one->passes;
-    to->distinct += one->distinct;
-    to->least = fmin(to->least, one->least);
-    to->most = fmax(to->most, one->most);
+    for (int i = l->n - 1; i >= 0; i--) {
+        struct sums *to = &l->at[i];
+        if (by_arm_and_rows(to, one) != 0)
+            continue;
+        to->passes += one->passes;
+        to->distinct += one->distinct;
+        to->least = fmin(to->least, one->least);
+        to->most = fmax(to->most, one->most);
+        return 0;
+    }
+    if (l->n == l->cap) {
+        struct sums *grown = realloc(l->at, (size_t)(l->cap ? 2 * l->cap : 64) * sizeof *grown);
+        if (!grown)
+            FAIL(ERR_MEMORY, "no memory for the experts of %d kinds of passes", l->n + 1);
+        l->at = grown;
+        l->cap = l->cap ? 2 * l->cap : 64;
+    }
+    l->at[l->n++] = *one;
+    return 0;
 }
 
-/* One entry a step that has experts. */
-static int64_t collect(const struct trace *t, struct sums *out)
+static int collect(const struct trace *t, int64_t request, struct list *l)
 {
-    int64_t n = 0;
-    for (int64_t i = 0; i < t->n_steps; i++) {
-        const struct trace_step *s = &t->steps[i];
-        if (s->expert_layers == 0 || s->pass_seqs == 0)
+    const struct trace_request *r = &t->requests[request];
+    for (int64_t i = r->step_begin; i < r->step_begin + r->steps; i++) {
+        const struct trace_step s = trace_step_at(t, i);
+        if (s.expert_layers == 0 || s.pass_seqs == 0)
             continue;
-        const double a_layer = (double)s->experts / s->expert_layers, part = 1.0 / s->pass_seqs;
-        out[n++] = (struct sums){.arm = t->requests[s->request].arm,
-                                 .rows = s->pass_rows,
-                                 .layers = s->expert_layers,
+        const double a_layer = (double)s.experts / s.expert_layers, part = 1.0 / s.pass_seqs;
+        const struct sums one = {.arm = r->arm,
+                                 .rows = s.pass_rows,
+                                 .layers = s.expert_layers,
                                  .passes = part,
                                  .distinct = a_layer * part,
                                  .least = a_layer,
                                  .most = a_layer};
+        TRY(add(l, &one));
     }
-    return n;
+    return 0;
 }
 
 static void put(struct table *x, const struct trace *t, const struct sums *s)
@@ -78,17 +100,14 @@ static void put(struct table *x, const struct trace *t, const struct sums *s)
 
 int analyze_experts_fill(struct table *x, const struct trace *t)
 {
-    struct sums *all = calloc((size_t)t->n_steps + 1, sizeof *all);
-    if (!all)
-        FAIL(ERR_MEMORY, "%s: no memory for the experts of %lld steps", t->path, (long long)t->n_steps);
-    const int64_t n = collect(t, all);
-    qsort(all, (size_t)n, sizeof *all, by_arm_and_rows);
-    for (int64_t i = 0; i < n;) {
-        struct sums sum = all[i++];
-        while (i < n && by_arm_and_rows(&all[i], &sum) == 0)
-            add(&sum, &all[i++]);
-        put(x, t, &sum);
-    }
-    free(all);
-    return 0;
+    struct list l = {0};
+    int rc = 0;
+    for (int64_t i = 0; i < t->n_requests && !rc; i++)
+        rc = collect(t, i, &l);
+    if (l.n)
+        qsort(l.at, (size_t)l.n, sizeof *l.at, by_arm_and_rows);
+    for (int i = 0; i < l.n && !rc; i++)
+        put(x, t, &l.at[i]);
+    free(l.at);
+    return rc;
 }

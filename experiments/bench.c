@@ -262,8 +262,20 @@ enum {
     KEY_LAYERS,
     KEY_SKEW,
     KEY_WORLD,
-    KEY_GPUS
+    KEY_GPUS,
+    KEY_COST
 };
+
+/* A cost table is JSON of the points that analyze --what-if asks for. */
+static void ask_json(struct argp_state *state, struct bench *b, int key)
+{
+    b->json = 1;
+    if (key != KEY_COST)
+        return;
+    parse_list(state, "rows", "1,2,3,4,5,6,7,8,9,10,12,16,24,32,48,64", 1, BENCH_BULK_ROWS, &b->rows);
+    parse_list(state, "context", "64,256,1024", 1, 1 << 20, &b->context);
+    parse_list(state, "prefill", "0", 0, 1 << 20, &b->prefill);
+}
 
 /* What is measured, and what it is projected to. */
 static error_t parse_model_option(int key, char *arg, struct argp_state *state)
@@ -361,7 +373,8 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         b->isa = arg;
         break;
     case 'j':
-        b->json = 1;
+    case KEY_COST:
+        ask_json(state, b, key);
         break;
     case ARGP_KEY_ARG:
         parse_subject(state, b, arg);
@@ -406,6 +419,8 @@ static const struct argp_option options[] = {
     {"warmup", KEY_WARMUP, "N", 0, "passes before them (default 5)", 0},
     {"isa", 'i', "NAME", 0, "auto, avx512, avx2 or portable", 0},
     {"json", 'j', 0, 0, "print JSON", 0},
+    {"cost-table", KEY_COST, 0, 0,
+     "step: JSON over the rows and contexts that analyze --what-if asks for; -r and -c after it win", 0},
     {0}};
 
 int command_bench(int argc, char **argv)

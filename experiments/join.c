@@ -1,6 +1,8 @@
 /* Rows are moved, not copied: strings change owner. */
 #include "experiments/join.h"
 #include "engine/err.h"
+#include "experiments/trace_lean.h"
+#include <assert.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -101,6 +103,30 @@ static int reserve(void *rows, int64_t have, int64_t n, size_t size)
     return 0;
 }
 
+/* Both hold their steps in full, or both lean. */
+static int reserve_steps(struct trace *into, const struct trace *part)
+{
+    if (!into->lean)
+        return reserve(&into->steps, into->n_steps, part->n_steps, sizeof *into->steps);
+    TRY(reserve(&into->lean, into->n_steps, part->n_steps, sizeof *into->lean));
+    return reserve(&into->judged, into->n_judged, part->n_judged, sizeof *into->judged);
+}
+
+static void join_steps(struct trace *into, const struct trace *part)
+{
+    for (int64_t i = 0; i < part->n_steps && !into->lean; i++) {
+        into->steps[into->n_steps + i] = part->steps[i];
+        into->steps[into->n_steps + i].request += into->n_requests;
+    }
+    for (int64_t i = 0; i < part->n_steps && into->lean; i++) {
+        into->lean[into->n_steps + i] = part->lean[i];
+        into->lean[into->n_steps + i].judged_begin += into->n_judged;
+    }
+    if (part->n_judged)
+        memcpy(into->judged + into->n_judged, part->judged, (size_t)part->n_judged * sizeof *part->judged);
+    into->n_judged += part->n_judged;
+}
+
 /* The row of into that is part's arm i, moved there when it is new. */
 static int join_arm(struct trace *into, struct trace *part, int64_t i)
 {
@@ -132,8 +158,12 @@ static int join_rows(struct trace *into, struct trace *part)
     TRY(reserve(&into->arms, into->n_arms, part->n_arms, sizeof *into->arms));
     TRY(reserve(&into->prompts, into->n_prompts, part->n_prompts, sizeof *into->prompts));
     TRY(reserve(&into->requests, into->n_requests, part->n_requests, sizeof *into->requests));
-    TRY(reserve(&into->steps, into->n_steps, part->n_steps, sizeof *into->steps));
+    TRY(reserve_steps(into, part));
     TRY(reserve(&into->scores, into->n_scores, part->n_scores, sizeof *into->scores));
+    if (into->loops && part->loops) {
+        TRY(reserve(&into->loops, into->n_requests, part->n_requests, sizeof *into->loops));
+        memcpy(into->loops + into->n_requests, part->loops, (size_t)part->n_requests * sizeof *part->loops);
+    }
     int *arm = malloc(((size_t)part->n_arms + 1) * sizeof *arm);
     if (!arm)
         FAIL(ERR_MEMORY, "no memory for %lld arms", (long long)part->n_arms);
@@ -150,10 +180,7 @@ static int join_rows(struct trace *into, struct trace *part)
             r.started = INT64_MAX;
         into->requests[into->n_requests + i] = r;
     }
-    for (int64_t i = 0; i < part->n_steps; i++) {
-        into->steps[into->n_steps + i] = part->steps[i];
-        into->steps[into->n_steps + i].request += into->n_requests;
-    }
+    join_steps(into, part);
     for (int64_t i = 0; i < part->n_scores; i++) {
         into->scores[into->n_scores + i] = part->scores[i];
         into->scores[into->n_scores + i].request += into->n_requests;
@@ -175,6 +202,7 @@ int join_append(struct trace *into, struct trace *part)
         *part = (struct trace){0};
         return 0;
     }
+    assert(!into->lean == !part->lean && !into->loops == !part->loops);
     TRY(check_same_run(into, part));
     TRY(join_meta(into, part));
     TRY(join_rows(into, part));

@@ -1,6 +1,7 @@
 /* One pass over the steps of a request, a few additions each; every ratio is taken once, at the end, over
  * pooled sums (a mean of per-request ratios weights short answers more and is a different number). */
 #include "experiments/metrics.h"
+#include "experiments/trace_lean.h"
 #include "spec/loop.h"
 #include <math.h>
 #include <stddef.h>
@@ -68,8 +69,10 @@ void metrics_request(struct metrics_sums *m, const struct trace *t, int64_t requ
     m->ns_decode += (double)r->ns_decode;
     m->ns_first += (double)r->ns_first;
     m->ns_prefill += (double)r->ns_prefill;
-    for (int64_t i = 0; i < r->steps; i++)
-        add_step(m, &t->steps[r->step_begin + i]);
+    for (int64_t i = 0; i < r->steps; i++) {
+        const struct trace_step s = trace_step_at(t, r->step_begin + i);
+        add_step(m, &s);
+    }
 }
 
 /* Spec-Bench, evaluation/speed.py: mean over pooled steps of new tokens a step, bonus included. SGLang's

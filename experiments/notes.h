@@ -11,4 +11,6 @@ struct notes {
 };
 int  notes_init(struct notes *n, const struct trace *t, const struct summary *s); /* ERR_MEMORY */
 void notes_deinit(struct notes *n); /* a zeroed struct is fine */
+/* One more, as printf. ERR_MEMORY. */
+int  notes_add(struct notes *n, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 #endif

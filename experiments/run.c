@@ -150,7 +150,7 @@ static int run_all(struct run *r)
         log_warn("run: failed; %s holds what was finished, --resume continues it", r->path);
     TRY(rc);
     TRY(closed);
-    TRY(analyze_print(r->path, stdout));
+    TRY(r->opts->no_table ? 0 : analyze_print(r->path, stdout));
     log_info("run: results in %s", r->path);
     if (stopped)
         FAIL(ERR_STOP, "interrupted: %s holds what was finished; the same command with --resume continues",

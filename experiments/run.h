@@ -11,6 +11,7 @@ struct run_opts {
     enum record_mode mode;
     int slice, of;             /* prompts k with k mod of = slice; 0 of 1 is all */
     int dry_run, no_progress;
+    int no_table;              /* 1: no closing table */
 };
 
 /* Runs it and prints the closing table to stdout. ERR_STOP after SIGINT or SIGTERM: the active requests were finished and recorded, the

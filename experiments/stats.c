@@ -46,6 +46,49 @@ double stats_percentile(const double *sorted, int64_t n, double p)
     return sorted[i] + (at - (double)i) * (sorted[i + 1] - sorted[i]);
 }
 
+/* Hoare's selection: afterwards x[k] is where sorting would put it, nothing larger before it, nothing smaller
+ * behind. */
+static void select_rank(double *x, int64_t n, int64_t k)
+{
+    int64_t lo = 0, hi = n - 1;
+    while (lo < hi) {
+        double pivot = x[lo + (hi - lo) / 2];
+        int64_t i = lo, j = hi;
+        while (i <= j) {
+            while (x[i] < pivot)
+                i++;
+            while (x[j] > pivot)
+                j--;
+            if (i <= j) {
+                double t = x[i];
+                x[i++] = x[j];
+                x[j--] = t;
+            }
+        }
+        if (k <= j)
+            hi = j;
+        else if (k >= i)
+            lo = i;
+        else
+            return;
+    }
+}
+
+double stats_select(double *x, int64_t n, double p)
+{
+    if (n < 1)
+        return NAN;
+    double at = fmin(fmax(p, 0), 1) * (double)(n - 1);
+    int64_t i = (int64_t)at;
+    select_rank(x, n, i);
+    if (i >= n - 1)
+        return x[n - 1];
+    double next = x[i + 1];
+    for (int64_t k = i + 2; k < n; k++)
+        next = fmin(next, x[k]);
+    return x[i] + (at - (double)i) * (next - x[i]);
+}
+
 /* Column sums of n rows drawn with replacement. bits * n >> 32 favours some rows by less than n / 2^32. */
 static void draw(const double *x, int64_t n, int columns, uint64_t seed, uint32_t replicate, double *sums)
 {

@@ -27,6 +27,9 @@ void stats_sort(double *x, int64_t n);
 /* p in [0, 1]; between two values in proportion (type 7 of Hyndman and Fan 1996, the default of NumPy and R); n = 0: NaN. */
 double stats_percentile(const double *sorted, int64_t n, double p);
 
+/* The same of values in any order, which it reorders: linear time on average. */
+double stats_select(double *x, int64_t n, double p);
+
 /* f of the column sums of x, f64 [n, columns], one row a cluster, and its percentile interval over `replicates` draws of n rows with
  * replacement. The random numbers depend on seed, replicate and draw alone, so equal calls give equal bits and two statistics
  * of one table are drawn alike. Replicates where f is NaN are left out. ERR_MEMORY. */

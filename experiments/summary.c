@@ -3,7 +3,9 @@
 #include "experiments/summary.h"
 #include "engine/err.h"
 #include "experiments/baseline.h"
+#include "experiments/pairs.h"
 #include "experiments/summary_score.h"
+#include "experiments/trace_lean.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,17 +17,10 @@ struct work {
     int *baseline; /* owned [n_arms], as baseline_find */
     int *mixed;
     struct summary_item *items; /* owned [n_requests] */
+    int64_t *partner;           /* owned [n_requests], as pairs_find */
     double *values;             /* owned [max(n_steps, 2 n_requests)] times to be sorted; starts and ends */
     double *al, *pair;          /* owned [n_requests, 2], [n_requests, 4] sums by prompt */
 };
-
-static int compare_request(const void *pa, const void *pb)
-{
-    const struct summary_item *a = pa, *b = pb;
-    if (a->arm != b->arm)
-        return a->arm < b->arm ? -1 : 1;
-    return (a->request > b->request) - (a->request < b->request);
-}
 
 static int compare_table(const void *pa, const void *pb)
 {
@@ -43,36 +38,21 @@ static int compare_table(const void *pa, const void *pb)
 static int index_requests(struct work *w)
 {
     const struct trace *t = w->t;
+    TRY(pairs_find(t, w->baseline, w->partner));
     for (int64_t i = 0; i < t->n_requests; i++) {
         const struct trace_request *r = &t->requests[i];
         w->items[i] = (struct summary_item){.row = i,
-                                            .partner = -1,
+                                            .partner = w->partner[i],
                                             .arm = r->arm,
                                             .prompt = t->prompts[r->prompt].index,
                                             .request = r->request};
-    }
-    qsort(w->items, (size_t)t->n_requests, sizeof *w->items, compare_request);
-    for (int64_t i = 1; i < t->n_requests; i++)
-        if (!compare_request(&w->items[i - 1], &w->items[i]))
-            FAIL(ERR_FORMAT,
-                 "%s: arm '%s' answers request %u (prompt %d) twice, in rows %lld and %lld: expected every "
-                 "request once; was a "
-                 "file, or a slice, given twice?",
-                 t->path, t->arms[w->items[i].arm].label, w->items[i].request, w->items[i].prompt,
-                 (long long)w->items[i - 1].row, (long long)w->items[i].row);
-    for (int64_t i = 0; i < t->n_requests; i++) {
-        struct summary_item key = {.arm = w->baseline[w->items[i].arm], .request = w->items[i].request};
-        const struct summary_item *found =
-            bsearch(&key, w->items, (size_t)t->n_requests, sizeof key, compare_request);
-        w->items[i].partner = found ? found->row : -1;
     }
     return 0;
 }
 
 static struct summary_quantiles quantiles(double *x, int64_t n)
 {
-    stats_sort(x, n);
-    return (struct summary_quantiles){stats_percentile(x, n, 0.5), stats_percentile(x, n, 0.9)};
+    return (struct summary_quantiles){stats_select(x, n, 0.5), stats_select(x, n, 0.9)};
 }
 
 static int compare_start(const void *a, const void *b)
@@ -114,7 +94,7 @@ static void times(struct work *w, const struct summary_item *items, int64_t n, s
     for (int64_t i = 0; i < n; i++) {
         const struct trace_request *r = &t->requests[items[i].row];
         for (int64_t s = 0; s < r->steps; s++)
-            w->values[k++] = (double)t->steps[r->step_begin + s].ns_total;
+            w->values[k++] = (double)trace_step_at(t, r->step_begin + s).ns_total;
     }
     row->step = quantiles(w->values, k);
 }
@@ -214,10 +194,11 @@ static int work_init(struct work *w, const struct trace *t, const struct summary
     w->baseline = calloc((size_t)t->n_arms + 1, sizeof *w->baseline);
     w->mixed = calloc((size_t)t->n_arms + 1, sizeof *w->mixed);
     w->items = calloc(n, sizeof *w->items);
+    w->partner = calloc(n, sizeof *w->partner);
     w->values = calloc(steps > 2 * n ? steps : 2 * n, sizeof *w->values);
     w->al = calloc(2 * n, sizeof *w->al);
     w->pair = calloc(4 * n, sizeof *w->pair);
-    if (!w->baseline || !w->mixed || !w->items || !w->values || !w->al || !w->pair)
+    if (!w->baseline || !w->mixed || !w->items || !w->partner || !w->values || !w->al || !w->pair)
         FAIL(ERR_MEMORY, "%s: no memory to sum up %lld requests", t->path, (long long)t->n_requests);
     return 0;
 }
@@ -227,6 +208,7 @@ static void work_deinit(struct work *w)
     free(w->baseline);
     free(w->mixed);
     free(w->items);
+    free(w->partner);
     free(w->values);
     free(w->al);
     free(w->pair);

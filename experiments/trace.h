@@ -108,6 +108,10 @@ struct trace {
     struct trace_step *steps;
     struct trace_node *nodes;
     struct trace_score *scores;
+    struct trace_lean *lean;       /* instead of steps: n_steps rows, see trace_lean.h */
+    struct trace_judged *judged;
+    int64_t *loops;                /* [n_requests], or NULL: tokens that the answer's last loop has, 0 for none */
+    int64_t n_judged;
     int32_t *step_experts, *node_experts;
     int64_t n_arms, n_prompts, n_requests, n_tokens, n_prompt_tokens, n_steps, n_nodes, n_scores, n_step_experts, n_node_experts;
 };
@@ -118,7 +122,10 @@ enum trace_parts {
     TRACE_READ_NODES = 4,
     TRACE_READ_SCORES = 8,
     TRACE_READ_EXPERTS = 16, /* both tables */
-    TRACE_READ_ALL = 31
+    TRACE_READ_ALL = 31,
+    TRACE_READ_LEAN = 256,   /* steps in the small form of trace_lean.h, instead of TRACE_READ_STEPS */
+    TRACE_READ_JUDGED = 512, /* the same, and the judged nodes, if the trace level kept nodes */
+    TRACE_READ_LOOPS = 1024  /* how far answers end in a loop: trace_loop.h */
 };
 
 /* arms, prompts, requests and meta always, the rest by parts. ERR_IO; ERR_FORMAT: not a specbed result, a newer schema, a range

@@ -63,7 +63,7 @@ static char *print(const struct trace *t, enum analyze_form form, enum summary_b
     struct analyze_opts opts = analyze_defaults();
     opts.form = form;
     opts.summary.by = by;
-    opts.positions = positions;
+    opts.tables = positions ? 1u << ANALYZE_POSITIONS : 0;
     FILE *f = open_memstream(&out, &n);
     ck_assert_ptr_nonnull(f);
     ck_assert_msg(!analyze_trace(t, &opts, f), "%s", err_text());
@@ -547,7 +547,7 @@ static void record_answer(struct record *r, int arm, int prompt, int drafted)
                                 .pass_rows = emitted,
                                 .pass_seqs = 1,
                                 .ns_verify = 10 * MS,
-                                .ns_total = 10 * MS,
+                                .ns_total = 10 * MS + prompt,
                                 .tokens = tokens + i,
                                 .log_p = log_p};
         ck_assert_msg(!record_step(q, &s), "%s", err_text());

@@ -42,6 +42,20 @@ START_TEST(percentiles_interpolate_and_hold_at_the_edges)
 }
 END_TEST
 
+START_TEST(selection_finds_what_sorting_would)
+{
+    double x[300], sorted[300];
+    for (uint32_t n = 1; n <= 300; n += 13)
+        for (int k = 0; k <= 20; k++) {
+            for (uint32_t i = 0; i < n; i++)
+                x[i] = sorted[i] = floor(20 * uniform(n, i)); /* many are equal */
+            stats_sort(sorted, n);
+            ck_assert(stats_select(x, n, k / 20.0) == stats_percentile(sorted, n, k / 20.0));
+        }
+    ck_assert(isnan(stats_select(x, 0, 0.5)));
+}
+END_TEST
+
 START_TEST(sorting_orders_any_number_of_values)
 {
     double x[] = {3, -1, 2, 2, 0};
@@ -192,6 +206,7 @@ int main(void)
     TCase *order = tcase_create("order statistics"), *boot = tcase_create("bootstrap");
     tcase_add_test(order, percentiles_interpolate_and_hold_at_the_edges);
     tcase_add_test(order, sorting_orders_any_number_of_values);
+    tcase_add_test(order, selection_finds_what_sorting_would);
     tcase_add_test(boot, the_value_is_the_ratio_of_sums);
     tcase_add_test(boot, equal_seeds_give_equal_bits_and_other_seeds_do_not);
     tcase_add_test(boot, identical_arms_give_exactly_one);

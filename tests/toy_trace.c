@@ -1,4 +1,5 @@
 #include "tests/toy_trace.h"
+#include "experiments/record_file.h"
 #include "experiments/workload.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -107,6 +108,51 @@ void toy_trace_step(struct trace *t, struct toy_step s)
     *(r->steps ? &r->ns_decode : &r->ns_first) += s.ns;
     r->steps++;
     r->tokens += s.emitted;
+}
+
+void toy_trace_node(struct trace *t, struct trace_node n)
+{
+    struct trace_step *s = &t->steps[t->n_steps - 1];
+    if (t->n_nodes == 0 || t->nodes[t->n_nodes - 1].step != t->n_steps - 1)
+        s->node_begin = t->n_nodes;
+    if (strcmp(t->meta.trace_level, "full") != 0) {
+        free(t->meta.trace_level);
+        t->meta.trace_level = text("full");
+    }
+    n.step = t->n_steps - 1;
+    t->nodes = more(t->nodes, t->n_nodes, sizeof *t->nodes);
+    t->nodes[t->n_nodes++] = n;
+}
+
+static void put(struct record_file *f, enum record_table table, const void *rows, int64_t n)
+{
+    if (record_file_append(f, table, rows, n))
+        abort();
+}
+
+void toy_trace_write(struct trace *t, const char *path)
+{
+    struct record_file *f;
+    int64_t n = 0;
+    for (int64_t i = 0; i < t->n_requests; i++) {
+        t->requests[i].token_begin = n;
+        n += t->requests[i].tokens;
+    }
+    struct trace_token *tokens = calloc((size_t)n + 1, sizeof *tokens);
+    if (!tokens || record_file_create(&f, path, &t->meta, FILE_COMPACT))
+        abort();
+    for (int64_t i = 0; i < t->n_requests; i++)
+        for (int64_t k = 0; k < t->requests[i].tokens; k++)
+            tokens[t->requests[i].token_begin + k].request = i;
+    put(f, RECORD_ARMS, t->arms, t->n_arms);
+    put(f, RECORD_PROMPTS, t->prompts, t->n_prompts);
+    put(f, RECORD_REQUESTS, t->requests, t->n_requests);
+    put(f, RECORD_TOKENS, tokens, n);
+    put(f, RECORD_STEPS, t->steps, t->n_steps);
+    put(f, RECORD_NODES, t->nodes, t->n_nodes);
+    free(tokens);
+    if (record_file_close(f))
+        abort();
 }
 
 void toy_trace_pass(struct trace *t, int rows, int seqs, int layers, int experts)

@@ -16,6 +16,9 @@ int  toy_trace_prompt(struct trace *t, const char *category, int index, int turn
 /* An answer that starts at `started` ns, prefills for 1 ms and decodes as the steps say; its text is given by hash. */
 void toy_trace_request(struct trace *t, int arm, int prompt, int repeat, int64_t started, uint64_t hash);
 void toy_trace_step(struct trace *t, struct toy_step s); /* of the last request */
+void toy_trace_node(struct trace *t, struct trace_node n); /* of the last step, which must have said how many; the level becomes full */
+/* As a result file, compact, with tokens of its own making. */
+void toy_trace_write(struct trace *t, const char *path);
 /* The last step was in a pass of so many rows and sequences, whose `layers` layers of experts had `experts` distinct ones in all. */
 void toy_trace_pass(struct trace *t, int rows, int seqs, int layers, int experts);
 /* An arm of mode score; numbers: "weights: fp8, kv: fp8", or "" for a model as stored. */
