@@ -24,7 +24,6 @@ struct library {
     int (*destroy)(void *comm);
     int (*abort)(void *comm);
     int (*all_reduce)(const void *from, void *to, size_t n, int type, int op, void *comm, void *stream);
-    int (*all_gather)(const void *from, void *to, size_t n, int type, void *comm, void *stream);
     const char *(*text)(int error);
 };
 
@@ -81,7 +80,7 @@ static int load(struct nccl *n)
     } all[] = {{"ncclGetVersion", &l->version},   {"ncclGetUniqueId", &l->unique_id},
                {"ncclCommInitRank", &l->init},    {"ncclCommDestroy", &l->destroy},
                {"ncclCommAbort", &l->abort},      {"ncclAllReduce", &l->all_reduce},
-               {"ncclAllGather", &l->all_gather}, {"ncclGetErrorString", &l->text}};
+               {"ncclGetErrorString", &l->text}};
     TRY(open_library(n));
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         TRY(find(n, all[i].name, all[i].to));
@@ -175,17 +174,4 @@ int nccl_all_reduce(struct nccl *n, const float *from, float *to, size_t numbers
         FAIL(ERR_DEVICE, "NCCL: the group was given up");
     const int error = n->lib.all_reduce(from, to, numbers, FLOAT32, SUM, n->comm, stream);
     return error ? refused(n, error, "an all-reduce") : 0;
-}
-
-int nccl_all_gather(struct nccl *n, const float *from, float *to, size_t numbers, void *stream)
-{
-    if (!n->comm)
-        FAIL(ERR_DEVICE, "NCCL: the group was given up");
-    const int error = n->lib.all_gather(from, to, numbers, FLOAT32, n->comm, stream);
-    return error ? refused(n, error, "an all-gather") : 0;
-}
-
-int nccl_version(const struct nccl *n)
-{
-    return n->version;
 }

@@ -12,8 +12,6 @@ struct nccl; /* a rank's */
 int  nccl_open(struct nccl **out, const struct comm *c);
 void nccl_close(struct nccl *n); /* nothing may be running; accepts NULL */
 void nccl_abort(struct nccl *n); /* what runs or waits in it ends with numbers of no use; later calls fail */
-/* Enqueue on `stream` (a cudaStream_t), which may be recorded. to may be from. Gathered: parts of n numbers in the order of ranks. */
+/* Enqueue on `stream` (a cudaStream_t), which may be recorded. to may be from. */
 int  nccl_all_reduce(struct nccl *n, const float *from, float *to, size_t numbers, void *stream);
-int  nccl_all_gather(struct nccl *n, const float *from, float *to, size_t numbers, void *stream);
-int  nccl_version(const struct nccl *n); /* 22809 for 2.28.9 */
 #endif
