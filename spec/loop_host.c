@@ -83,15 +83,6 @@ int loop_host_step(struct spec *s)
     return loop_enqueue(s, rows, started);
 }
 
-/* Of a sequence's root in the pass: sequences stand in the order of slots, each with its tree. */
-static int first_row(const struct host_draft *h, int slot)
-{
-    int row = 0;
-    for (int i = 0; i < h->n && h->text[i].slot < slot; i++)
-        row += 1 + h->tree[i].n;
-    return row;
-}
-
 int loop_host_observe(struct spec *s, const struct spec_step *step, const struct step_entry *e, int64_t *ns)
 {
     const struct draft_ops *draft = s->opts.draft;
@@ -102,7 +93,7 @@ int loop_host_observe(struct spec *s, const struct spec_step *step, const struct
                                               .n_new = r->emitted,
                                               .n_accepted = loop_min(r->accepted, r->emitted),
                                               .path = e->path + (size_t)r->slot * (size_t)s->opts.max_depth,
-                                              .row = first_row(&s->host, r->slot)};
+                                              .row = loop_first_row(e, r->slot)};
     }
     TRY_CTX(draft->observe(s->draft, s->host.seen, step->n_records), "draft '%s', observing", draft->name);
     *ns = clock_ns() - start;

@@ -73,8 +73,9 @@ static int open_draft(struct spec *s)
                             .option = o->draft_option,
                             .reference = o->draft->needs & DRAFT_REFERENCE ? o->reference : NULL,
                             .reference_ctx = o->reference_ctx};
-    if (o->draft->pick && o->draft->pick(&env))
-        s->opts.draft = o->draft->pick(&env);
+    const struct draft_ops *other = o->draft->pick ? o->draft->pick(&env) : NULL;
+    if (other)
+        s->opts.draft = other;
     TRY(o->draft->open(&s->draft, &env));
     s->opts.max_nodes = o->draft->max_nodes(s->draft);
     return 0;

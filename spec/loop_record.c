@@ -66,8 +66,7 @@ static const int *record_chosen(const struct spec *s, const struct step_entry *e
     return first;
 }
 
-/* In the pass the rows of slots follow each other, those of answers that are over meanwhile included. */
-static int first_row(const struct step_entry *e, int slot)
+int loop_first_row(const struct step_entry *e, int slot)
 {
     int row = 0;
     for (int i = 0; i < slot; i++)
@@ -121,7 +120,7 @@ static int record_slot(struct spec *s, const struct step_entry *e, int slot, str
                               .expert_layers = s->commit.experts.layers,
                               .top_k = s->commit.experts.top_k,
                               .distinct = e->distinct,
-                              .chosen = record_chosen(s, e, first_row(e, slot), 1 + did->proposed)};
+                              .chosen = record_chosen(s, e, loop_first_row(e, slot), 1 + did->proposed)};
     return 0;
 }
 

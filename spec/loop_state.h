@@ -111,6 +111,8 @@ static inline int loop_goes_on(const struct spec *s, const struct seq *q)
 int loop_enqueue(struct spec *s, int rows, int64_t started);
 /* Wait for the oldest step under way. */
 int loop_wait(struct spec *s, struct step_entry *e);
+/* Of its pass the row of a slot's root: rows of slots follow each other, those of answers that are over meanwhile included. */
+int loop_first_row(const struct step_entry *e, int slot);
 /* Bring texts, records and answers up to date with it. */
 int loop_drain(struct spec *s, const struct step_entry *e, struct spec_step *out);
 /* A host strategy proposes, and the step is enqueued. */
