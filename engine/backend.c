@@ -36,6 +36,15 @@ void backend_close(struct backend *be)
     *be = (struct backend){0};
 }
 
+/* Pointers to objects are of one size here, not of one type. */
+int backend_take(struct backend *be, size_t n, size_t size, void *out)
+{
+    void *p = NULL;
+    TRY(be->ops->alloc(be, (n ? n : 1) * size, &p));
+    memcpy(out, &p, sizeof p);
+    return 0;
+}
+
 static int usable_cores(void)
 {
     cpu_set_t set;

@@ -151,6 +151,8 @@ extern const struct backend_ops *const backends_all[];
 /* By name; ERR_CONFIG lists the names. */
 int  backend_open(struct backend *be, const char *kind, const struct backend_opts *opts);
 void backend_close(struct backend *be); /* a zeroed struct is fine */
+/* Zeroed memory of the backend for n things of `size` bytes, one at least; out is the address of a pointer to whatever they are. */
+int  backend_take(struct backend *be, size_t n, size_t size, void *out);
 /* For backends: opts->threads with 0 resolved. ERR_CONFIG when it is out of range. */
 int  backend_threads(const struct backend_opts *opts, int *out);
 #endif

@@ -3,15 +3,6 @@
 #include "engine/head.h"
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
-
-static int take(struct backend *be, size_t bytes, void *out)
-{
-    void *p = NULL;
-    TRY(be->ops->alloc(be, bytes, &p));
-    memcpy(out, &p, sizeof p);
-    return 0;
-}
 
 static const struct matrix *head_of(const struct head_pass *p)
 {
@@ -41,26 +32,27 @@ static int take_memory(struct head_pass *p)
     p->staging = calloc(ints, sizeof *p->staging);
     if (!p->staging)
         FAIL(ERR_MEMORY, "head: out of memory for a pass of %d rows", p->max_rows);
-    TRY(take(be, ints * sizeof *p->ints, &p->ints));
-    TRY(take(be, rows * hidden * f, &p->x));
-    TRY(take(be, rows * hidden * f, &p->e));
-    TRY(take(be, rows * (size_t)(q + 2 * kv) * f, &p->qkv));
-    TRY(take(be, rows * (size_t)c->head_dim * f, &p->cos_sin));
-    TRY(take(be, rows * (size_t)c->vocab * f, &p->logits));
-    TRY(take(be, HEAD_TAPS * rows * (size_t)c->target_hidden * f, &p->feature));
+    TRY(backend_take(be, ints, sizeof *p->ints, &p->ints));
+    TRY(backend_take(be, rows * hidden, f, &p->x));
+    TRY(backend_take(be, rows * hidden, f, &p->e));
+    TRY(backend_take(be, rows * (size_t)(q + 2 * kv), f, &p->qkv));
+    TRY(backend_take(be, rows * (size_t)c->head_dim, f, &p->cos_sin));
+    TRY(backend_take(be, rows * (size_t)c->vocab, f, &p->logits));
+    TRY(backend_take(be, HEAD_TAPS * rows * (size_t)c->target_hidden, f, &p->feature));
     p->source.rows = p->feature;
     p->source.plane = p->max_rows;
-    TRY(take(be, be->ops->act_bytes(be, p->max_rows, HEAD_TAPS * c->target_hidden), &p->features));
-    TRY(take(be, be->ops->act_bytes(be, p->max_rows, 2 * c->hidden), &p->beside));
-    TRY(take(be, be->ops->act_bytes(be, p->max_rows, c->hidden), &p->normed));
-    TRY(take(be, be->ops->act_bytes(be, p->max_rows, q), &p->attended));
-    TRY(take(be, be->ops->act_bytes(be, p->max_rows, c->ffn), &p->ffn));
-    TRY(take(be, rows * ((hidden + 15) / 16) * f, &p->square));
+    TRY(backend_take(be, 1, be->ops->act_bytes(be, p->max_rows, HEAD_TAPS * c->target_hidden), &p->features));
+    TRY(backend_take(be, 1, be->ops->act_bytes(be, p->max_rows, 2 * c->hidden), &p->beside));
+    TRY(backend_take(be, 1, be->ops->act_bytes(be, p->max_rows, c->hidden), &p->normed));
+    TRY(backend_take(be, 1, be->ops->act_bytes(be, p->max_rows, q), &p->attended));
+    TRY(backend_take(be, 1, be->ops->act_bytes(be, p->max_rows, c->ffn), &p->ffn));
+    TRY(backend_take(be, rows * ((hidden + 15) / 16), f, &p->square));
     if (c->norm_before_fc)
-        TRY(take(be, HEAD_TAPS * rows * (size_t)c->target_hidden * f, &p->wide));
-    TRY(take(be, most_scratch(p), &p->gemm));
-    return take(be, be->ops->attention_bytes(be, p->max_rows, c->heads, c->kv_heads, c->head_dim, p->kv.cap),
-                &p->attention);
+        TRY(backend_take(be, HEAD_TAPS * rows * (size_t)c->target_hidden, f, &p->wide));
+    TRY(backend_take(be, 1, most_scratch(p), &p->gemm));
+    return backend_take(
+        be, 1, be->ops->attention_bytes(be, p->max_rows, c->heads, c->kv_heads, c->head_dim, p->kv.cap),
+        &p->attention);
 }
 
 int head_pass_init(struct head_pass *p, struct head *h, int slots, int cap, int max_rows, int max_depth)
