@@ -113,24 +113,17 @@ static int take_memory(struct eagle3 *e)
     return 0;
 }
 
-static int take_words(struct backend *be, size_t n, void *out)
-{
-    void *p = NULL;
-    TRY(be->ops->alloc(be, n * sizeof(float), &p));
-    memcpy(out, &p, sizeof p);
-    return 0;
-}
-
 static int take_device(struct eagle3 *e)
 {
     const struct head_config *c = &e->head.cfg;
     const size_t slots = (size_t)e->slots, deep = (size_t)e->max_depth + 1, rows = (size_t)e->pass.max_rows,
                  hidden = (size_t)c->hidden;
     void *copy = NULL;
-    TRY(take_words(e->be, (size_t)e->max_numbers, &e->on.from));
-    TRY(take_words(e->be, HEAD_TAPS * slots * deep * (size_t)c->target_hidden, &e->on.pending));
-    TRY(take_words(e->be, slots * hidden, &e->on.root));
-    TRY(take_words(e->be, rows * hidden, &e->on.g));
+    TRY(backend_take(e->be, (size_t)e->max_numbers, sizeof *e->on.from, &e->on.from));
+    TRY(backend_take(e->be, HEAD_TAPS * slots * deep * (size_t)c->target_hidden, sizeof *e->on.pending,
+                     &e->on.pending));
+    TRY(backend_take(e->be, slots * hidden, sizeof *e->on.root, &e->on.root));
+    TRY(backend_take(e->be, rows * hidden, sizeof *e->on.g, &e->on.g));
     if (!e->be->host_reads)
         TRY(e->be->ops->alloc_host(e->be, rows * (size_t)c->vocab * sizeof *e->copy, &copy));
     e->copy = copy;
@@ -153,20 +146,15 @@ static int open_choice(struct eagle3 *e, const struct draft_env *env)
     struct eagle3_choice *c = &e->choice;
     *c = (struct eagle3_choice){.shape = (enum eagle3_shape)env->option[EAGLE3_SHAPE],
                                 .draw = draw_of(env),
-                                .top_k = (int)env->option[EAGLE3_TOP_K],
                                 .max_depth = e->max_depth,
                                 .vocab = e->head.cfg.vocab,
                                 .target_vocab = e->head.cfg.target_vocab,
                                 .d2t = e->head.d2t,
                                 .seed = env->seed};
-    if (c->shape == EAGLE3_CHAIN)
-        c->top_k = 1;
+    TRY(eagle3_top_k(env, &e->head, &c->top_k));
     if (c->draw != EAGLE3_BEST)
         c->filter = (struct sample_filter){env->sampling->temperature, env->sampling->top_k,
                                            env->sampling->top_p, env->sampling->min_p};
-    if (c->top_k > c->vocab)
-        FAIL(ERR_CONFIG, "draft 'eagle3': top_k: expected at most the head's %d ids, found %d", c->vocab,
-             c->top_k);
     if (c->shape == EAGLE3_DYNAMIC && c->draw == EAGLE3_FREE)
         FAIL(ERR_CONFIG,
              "draft 'eagle3': sample sampled with rule rejection: expected shape chain or static, "
@@ -183,6 +171,23 @@ int eagle3_open_head(struct head *h, const struct draft_env *env)
     if (h->cfg.window && h->cfg.window < env->cap + env->max_depth)
         FAIL(ERR_LIMIT, "draft 'eagle3': the head sees %d keys, texts can have %d: lower model.max_context",
              h->cfg.window, env->cap);
+    return 0;
+}
+
+int eagle3_nodes(const struct draft_env *env)
+{
+    const int deep = env->max_depth, most = env->max_nodes;
+    if (deep <= 0)
+        return 0;
+    return env->option[EAGLE3_SHAPE] == EAGLE3_CHAIN && most > deep ? deep : most;
+}
+
+int eagle3_top_k(const struct draft_env *env, const struct head *h, int *out)
+{
+    *out = env->option[EAGLE3_SHAPE] == EAGLE3_CHAIN ? 1 : (int)env->option[EAGLE3_TOP_K];
+    if (*out > h->cfg.vocab)
+        FAIL(ERR_CONFIG, "draft 'eagle3': top_k: expected at most the head's %d ids, found %d", h->cfg.vocab,
+             *out);
     return 0;
 }
 
@@ -206,12 +211,8 @@ static int eagle3_open(void **self, const struct draft_env *env)
     struct eagle3 *e = calloc(1, sizeof *e);
     if (!e)
         FAIL(ERR_MEMORY, "draft 'eagle3': out of memory");
-    *e = (struct eagle3){.be = env->be,
-                         .slots = env->slots,
-                         .max_depth = env->max_depth,
-                         .max_nodes = env->max_depth > 0 ? env->max_nodes : 0};
-    if (env->option[EAGLE3_SHAPE] == EAGLE3_CHAIN && e->max_nodes > e->max_depth)
-        e->max_nodes = e->max_depth;
+    *e = (struct eagle3){
+        .be = env->be, .slots = env->slots, .max_depth = env->max_depth, .max_nodes = eagle3_nodes(env)};
     const int rc = open_all(e, env);
     if (rc)
         eagle3_close(e);
@@ -262,7 +263,7 @@ static int gather_features(struct eagle3 *e, const float *x, int x_rows, float *
     return 0;
 }
 
-static struct head_row true_row(int slot, int pos, int token)
+struct head_row eagle3_true_row(int slot, int pos, int token)
 {
     return (struct head_row){.token = token, .slot = slot, .pos = pos, .cell = pos, .base = pos + 1};
 }
@@ -299,7 +300,7 @@ static int eagle3_prefilled(void *self, int slot, const int *tokens, int at, int
         block = n - done < e->pass.max_rows ? n - done : e->pass.max_rows;
         const int is_last = done + block == n;
         for (int i = 0; i < block; i++) {
-            e->row[i] = true_row(slot, at + done + i, tokens[done + i + 1]);
+            e->row[i] = eagle3_true_row(slot, at + done + i, tokens[done + i + 1]);
             e->numbers[i] = done + i;
         }
         TRY(gather_features(e, e->hidden->prompt, e->hidden->max_prompt_rows, e->pass.feature,
@@ -348,7 +349,7 @@ static int catch_up(struct eagle3 *e, const struct draft_text *text, int n)
     for (int i = 0; i < n; i++) {
         const struct eagle_slot *s = &e->slot[text[i].slot];
         for (int k = 0; k < s->n_pending; k++, rows++) {
-            e->row[rows] = true_row(text[i].slot, s->n_true + k, s->pending_token[k]);
+            e->row[rows] = eagle3_true_row(text[i].slot, s->n_true + k, s->pending_token[k]);
             e->numbers[rows] = text[i].slot * deep + k;
         }
     }

@@ -49,21 +49,13 @@ static void device_close(void *self)
     free(e);
 }
 
-static int take(struct backend *be, size_t n, size_t size, void *out)
-{
-    void *p = NULL;
-    TRY(be->ops->alloc(be, (n ? n : 1) * size, &p));
-    memcpy(out, &p, sizeof p);
-    return 0;
-}
-
 static int take_rows(struct eagle3_device *e)
 {
     struct grow *g = &e->grow;
     int **const of_rows[] = {&g->token, &g->slot, &g->pos, &g->cell, &g->base, &g->path_off, &g->from};
     for (size_t i = 0; i < sizeof of_rows / sizeof *of_rows; i++)
-        TRY(take(e->be, (size_t)e->rows, sizeof(int), of_rows[i]));
-    return take(e->be, (size_t)e->rows * (size_t)e->max_depth, sizeof(int), &g->path);
+        TRY(backend_take(e->be, (size_t)e->rows, sizeof(int), of_rows[i]));
+    return backend_take(e->be, (size_t)e->rows * (size_t)e->max_depth, sizeof(int), &g->path);
 }
 
 static int take_state(struct eagle3_device *e)
@@ -75,19 +67,19 @@ static int take_state(struct eagle3_device *e)
     e->numbers = calloc((size_t)numbers, sizeof *e->numbers);
     if (!e->numbers)
         FAIL(ERR_MEMORY, "draft 'eagle3': out of memory");
-    TRY(take(e->be, slots, sizeof *g->serial, &g->serial));
-    TRY(take(e->be, slots, sizeof *g->last, &g->last));
-    TRY(take(e->be, slots * (size_t)g->max_candidates, sizeof *g->list, &g->list));
-    TRY(take(e->be, slots, sizeof *g->n, &g->n));
-    TRY(take(e->be, slots, sizeof *g->n_frontier, &g->n_frontier));
-    TRY(take(e->be, width, sizeof *g->frontier, &g->frontier));
-    TRY(take(e->be, slots * hidden, sizeof *e->root, &e->root));
-    TRY(take(e->be, slots * k, sizeof *e->root_id, &e->root_id));
-    TRY(take(e->be, slots * k, sizeof *e->root_log_p, &e->root_log_p));
-    TRY(take(e->be, width * k, sizeof *e->id, &e->id));
-    TRY(take(e->be, width * k, sizeof *e->log_p, &e->log_p));
-    TRY(take(e->be, (size_t)e->pass.max_rows * hidden, sizeof *e->x[1], &e->x[1]));
-    TRY(take(e->be, (size_t)numbers, sizeof *e->prompt_from, &e->prompt_from));
+    TRY(backend_take(e->be, slots, sizeof *g->serial, &g->serial));
+    TRY(backend_take(e->be, slots, sizeof *g->last, &g->last));
+    TRY(backend_take(e->be, slots * (size_t)g->max_candidates, sizeof *g->list, &g->list));
+    TRY(backend_take(e->be, slots, sizeof *g->n, &g->n));
+    TRY(backend_take(e->be, slots, sizeof *g->n_frontier, &g->n_frontier));
+    TRY(backend_take(e->be, width, sizeof *g->frontier, &g->frontier));
+    TRY(backend_take(e->be, slots * hidden, sizeof *e->root, &e->root));
+    TRY(backend_take(e->be, slots * k, sizeof *e->root_id, &e->root_id));
+    TRY(backend_take(e->be, slots * k, sizeof *e->root_log_p, &e->root_log_p));
+    TRY(backend_take(e->be, width * k, sizeof *e->id, &e->id));
+    TRY(backend_take(e->be, width * k, sizeof *e->log_p, &e->log_p));
+    TRY(backend_take(e->be, (size_t)e->pass.max_rows * hidden, sizeof *e->x[1], &e->x[1]));
+    TRY(backend_take(e->be, (size_t)numbers, sizeof *e->prompt_from, &e->prompt_from));
     e->x[0] = e->pass.x;
     g->root_id = e->root_id;
     g->root_log_p = e->root_log_p;
@@ -101,18 +93,14 @@ static int open_grow(struct eagle3_device *e, const struct draft_env *env)
 {
     struct grow *g = &e->grow;
     const enum eagle3_shape shape = (enum eagle3_shape)env->option[EAGLE3_SHAPE];
-    const int k = shape == EAGLE3_CHAIN ? 1 : (int)env->option[EAGLE3_TOP_K];
-    if (k > e->head.cfg.vocab)
-        FAIL(ERR_CONFIG, "draft 'eagle3': top_k: expected at most the head's %d ids, found %d",
-             e->head.cfg.vocab, k);
+    TRY(eagle3_top_k(env, &e->head, &g->top_k));
     g->shape = shape == EAGLE3_CHAIN ? GROW_FIRST : shape == EAGLE3_STATIC ? GROW_STATIC : GROW_DYNAMIC;
-    g->top_k = k;
-    g->width = shape == EAGLE3_CHAIN ? 1 : shape == EAGLE3_DYNAMIC ? k : e->max_nodes > 0 ? e->max_nodes : 1;
-    g->max_candidates = grow_candidates(k, g->width, e->max_depth);
+    g->width = eagle3_width(shape, g->top_k, e->max_nodes);
+    g->max_candidates = grow_candidates(g->top_k, g->width, e->max_depth);
     if (shape == EAGLE3_DYNAMIC && g->max_candidates > GROW_CUDA_CANDIDATES)
         FAIL(ERR_LIMIT,
              "draft 'eagle3': top_k %d and max_depth %d: expected at most %d candidates of a tree, found %d",
-             k, e->max_depth, GROW_CUDA_CANDIDATES, g->max_candidates);
+             g->top_k, e->max_depth, GROW_CUDA_CANDIDATES, g->max_candidates);
     return 0;
 }
 
@@ -137,9 +125,7 @@ static int device_open(void **self, const struct draft_env *env)
     e->be = env->be;
     e->slots = env->slots;
     e->max_depth = env->max_depth;
-    e->max_nodes = env->max_depth > 0 ? env->max_nodes : 0;
-    if (env->option[EAGLE3_SHAPE] == EAGLE3_CHAIN && e->max_nodes > e->max_depth)
-        e->max_nodes = e->max_depth;
+    e->max_nodes = eagle3_nodes(env);
     const int rc = open_all(e, env);
     if (rc)
         device_close(e);
@@ -205,10 +191,8 @@ static int device_prefilled(void *self, int slot, const int *tokens, int at, int
         block = n - done < BLOCK ? n - done : BLOCK;
         const int is_last = done + block == n;
         for (int i = 0; i < block; i++) {
-            const int pos = at + done + i;
+            e->row[i] = eagle3_true_row(slot, at + done + i, tokens[done + i + 1]);
             e->numbers[i] = done + i;
-            e->row[i] = (struct head_row){
-                .token = tokens[done + i + 1], .slot = slot, .pos = pos, .cell = pos, .base = pos + 1};
         }
         TRY(send_numbers(e, block));
         TRY(head_pass_start(&e->pass, e->row, block, HEAD_FEATURES | (is_last ? 0 : HEAD_CACHE)));

@@ -3,21 +3,23 @@
  * that looks at what was drawn would leave them distributed otherwise than q says. */
 #include "drafts/eagle3_tree.h"
 #include "engine/err.h"
+#include "kernels/grow.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-static int at_least_1(int n)
+int eagle3_width(enum eagle3_shape shape, int top_k, int max_nodes)
 {
-    return n > 0 ? n : 1;
+    const int some = max_nodes > 0 ? max_nodes : 1;
+    return shape == EAGLE3_CHAIN ? 1 : shape == EAGLE3_DYNAMIC ? top_k : some;
 }
 
 int eagle3_choice_init(struct eagle3_choice *c, int max_nodes)
 {
     const size_t vocab = (size_t)c->target_vocab;
-    const int k = c->top_k, deeper = c->max_depth > 1 ? c->max_depth - 1 : 0;
-    c->max_frontier = c->shape == EAGLE3_CHAIN ? 1 : c->shape == EAGLE3_DYNAMIC ? k : at_least_1(max_nodes);
-    c->max_candidates = k + deeper * c->max_frontier * k;
+    const int deeper = c->max_depth > 1 ? c->max_depth - 1 : 0;
+    c->max_frontier = eagle3_width(c->shape, c->top_k, max_nodes);
+    c->max_candidates = grow_candidates(c->top_k, c->max_frontier, c->max_depth);
     c->max_run = 1 + deeper * c->max_frontier;
     if (c->draw == EAGLE3_BEST)
         return 0;

@@ -46,6 +46,9 @@ struct eagle3_tree {
     int n_run;
 };
 
+/* Rows of a level that can go on, at most; max_nodes: of a tree. */
+int eagle3_width(enum eagle3_shape shape, int top_k, int max_nodes);
+
 /* shape to seed are set; max_nodes bounds the trees. ERR_MEMORY. */
 int  eagle3_choice_init(struct eagle3_choice *c, int max_nodes);
 void eagle3_choice_deinit(struct eagle3_choice *c); /* a zeroed struct is fine, as below */
