@@ -3,6 +3,7 @@
 #include "engine/err.h"
 #include "experiments/analyze_report.h"
 #include "experiments/metrics_bins.h"
+#include "experiments/trace_order.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,39 +38,26 @@ struct clusters {
     int64_t n;
 };
 
-static int compare_prompts(const void *a, const void *b)
+static int is_of_arm(const void *arm, const struct trace_request *q)
 {
-    const int64_t *x = a, *y = b;
-    return (*x > *y) - (*x < *y);
-}
-
-/* Requests of the arm by prompt: prompt index in the high half, row in the low one. */
-static int64_t *order(const struct trace *t, int arm, int64_t *n)
-{
-    int64_t *keys = malloc(((size_t)t->n_requests + 1) * sizeof *keys);
-    *n = 0;
-    for (int64_t i = 0; keys && i < t->n_requests; i++)
-        if (t->requests[i].arm == arm)
-            keys[(*n)++] = (int64_t)t->prompts[t->requests[i].prompt].index * ((int64_t)1 << 32) + i;
-    if (keys)
-        qsort(keys, (size_t)*n, sizeof *keys, compare_prompts);
-    return keys;
+    return q->arm == *(const int *)arm;
 }
 
 static int gather(struct clusters *c, const struct trace *t, int arm, enum metrics_axis axis)
 {
-    int64_t n, *keys = order(t, arm, &n);
+    int64_t n;
+    struct trace_place *at = trace_by_prompt(t, is_of_arm, &arm, &n);
     c->n = 0;
     c->bins = calloc((size_t)n * METRICS_BINS + 1, sizeof *c->bins);
-    if (!keys || !c->bins) {
-        free(keys);
+    if (!at || !c->bins) {
+        free(at);
         FAIL(ERR_MEMORY, "%s: no memory for the bins of %lld requests", t->path, (long long)n);
     }
     for (int64_t i = 0; i < n; i++) {
-        c->n += i == 0 || keys[i] >> 32 != keys[i - 1] >> 32;
-        metrics_bin_request(c->bins + (c->n - 1) * METRICS_BINS, axis, t, keys[i] & UINT32_MAX);
+        c->n += i == 0 || at[i].prompt != at[i - 1].prompt;
+        metrics_bin_request(c->bins + (c->n - 1) * METRICS_BINS, axis, t, at[i].row);
     }
-    free(keys);
+    free(at);
     return 0;
 }
 

@@ -11,7 +11,7 @@
 
 enum { V = ANALYZE_VIEW };
 
-/* What a prompt of 5 % more speed is worth asking for: the effect and the power of the plan. */
+/* What a plan of prompts is made for: to find 5 % more with this probability. */
 static const double effect = 0.05, power = 0.8;
 
 const struct table_column analyze_comparison_columns[] = {

@@ -2,6 +2,7 @@
  * sums over prompts. */
 #include "engine/err.h"
 #include "experiments/analyze_report.h"
+#include "experiments/trace_order.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,33 +35,19 @@ struct clusters {
     int depth;
 };
 
-static int compare(const void *a, const void *b)
-{
-    const int64_t *x = a, *y = b;
-    return (*x > *y) - (*x < *y);
-}
+struct row_of {
+    const struct analyze_report *r;
+    const struct summary_row *row;
+};
 
-static int belongs(const struct analyze_report *r, const struct summary_row *row,
-                   const struct trace_request *q)
+static int belongs(const void *ctx, const struct trace_request *q)
 {
+    const struct analyze_report *r = ((const struct row_of *)ctx)->r;
+    const struct summary_row *row = ((const struct row_of *)ctx)->row;
     const struct trace_prompt *p = &r->t->prompts[q->prompt];
     if (q->arm != row->arm || !row->group)
         return q->arm == row->arm;
     return !strcmp(row->group, r->opts->summary.by == SUMMARY_BY_CATEGORY ? p->category : p->dataset);
-}
-
-/* Requests of the row in order of their prompts: prompt index in the high half, row in the low one. */
-static int64_t *order(const struct analyze_report *r, const struct summary_row *row, int64_t *n)
-{
-    const struct trace *t = r->t;
-    int64_t *keys = malloc(((size_t)t->n_requests + 1) * sizeof *keys);
-    *n = 0;
-    for (int64_t i = 0; keys && i < t->n_requests; i++)
-        if (belongs(r, row, &t->requests[i]))
-            keys[(*n)++] = (int64_t)t->prompts[t->requests[i].prompt].index * ((int64_t)1 << 32) + i;
-    if (keys)
-        qsort(keys, (size_t)*n, sizeof *keys, compare);
-    return keys;
 }
 
 static void add(struct clusters *c, const struct metrics_sums *m)
@@ -76,22 +63,24 @@ static void add(struct clusters *c, const struct metrics_sums *m)
 static int clusters_init(struct clusters *c, const struct analyze_report *r, const struct summary_row *row,
                          int depth)
 {
-    int64_t n, *keys = order(r, row, &n);
+    const struct row_of of = {r, row};
+    int64_t n;
+    struct trace_place *at = trace_by_prompt(r->t, belongs, &of, &n);
     *c = (struct clusters){.depth = depth};
     c->sums = calloc(((size_t)row->prompts + 1) * (1 + 2 * (size_t)depth), sizeof *c->sums);
     c->x = malloc(2 * ((size_t)row->prompts + 1) * sizeof *c->x);
-    if (!keys || !c->sums || !c->x) {
-        free(keys);
+    if (!at || !c->sums || !c->x) {
+        free(at);
         FAIL(ERR_MEMORY, "%s: no memory for the positions of %lld prompts", r->t->path,
              (long long)row->prompts);
     }
     for (int64_t i = 0; i < n; i++) {
         struct metrics_sums m = {0};
-        c->n += i == 0 || keys[i] >> 32 != keys[i - 1] >> 32;
-        metrics_request(&m, r->t, keys[i] & UINT32_MAX);
+        c->n += i == 0 || at[i].prompt != at[i - 1].prompt;
+        metrics_request(&m, r->t, at[i].row);
         add(c, &m);
     }
-    free(keys);
+    free(at);
     return 0;
 }
 
