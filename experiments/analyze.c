@@ -4,7 +4,6 @@
 #include "engine/err.h"
 #include "engine/log.h"
 #include "experiments/analyze_html.h"
-#include "experiments/analyze_experts.h"
 #include "experiments/analyze_score.h"
 #include "experiments/display.h"
 #include "experiments/source.h"
@@ -58,8 +57,6 @@ static const int n_result_columns = sizeof result_columns / sizeof *result_colum
 
 static int fill_results(struct table *x, struct analyze_report *r);
 
-static int fill_experts(struct table *x, struct analyze_report *r);
-
 static const struct analyze_section sections[ANALYZE_TABLES] = {
     [ANALYZE_RESULTS] = {"results", result_columns, &n_result_columns, fill_results, ""},
     [ANALYZE_POSITIONS] = {"positions", analyze_position_columns, &analyze_n_position_columns,
@@ -77,8 +74,8 @@ static const struct analyze_section sections[ANALYZE_TABLES] = {
     [ANALYZE_BEST] = {"best", analyze_best_columns, &analyze_n_best_columns, NULL, analyze_best_legend},
     [ANALYZE_BACK_TEST] = {"back_test", analyze_backtest_columns, &analyze_n_backtest_columns, NULL,
                            analyze_backtest_legend},
-    [ANALYZE_EXPERTS] = {"experts", analyze_experts_columns, &analyze_experts_n_columns, fill_experts,
-                         analyze_experts_legend},
+    [ANALYZE_EXPERTS] = {"experts", analyze_expert_columns, &analyze_n_expert_columns, analyze_fill_experts,
+                         analyze_expert_legend},
 };
 
 struct analyze_opts analyze_defaults(void)
@@ -141,11 +138,6 @@ static int new_group(const struct summary *s, int i)
 {
     const char *a = i ? s->rows[i - 1].group : NULL, *b = s->rows[i].group;
     return i && b && (!a || strcmp(a, b));
-}
-
-static int fill_experts(struct table *x, struct analyze_report *r)
-{
-    return analyze_experts_fill(x, r->t);
 }
 
 static int fill_results(struct table *x, struct analyze_report *r)

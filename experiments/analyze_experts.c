@@ -1,26 +1,28 @@
 /* analyze_experts: every step of a pass of several sequences says the same of it, so each counts as one part
  * of so many. */
-#include "experiments/analyze_experts.h"
 #include "engine/err.h"
+#include "experiments/analyze_report.h"
 #include "experiments/trace_lean.h"
 #include <math.h>
 #include <stdlib.h>
 
-const struct table_column analyze_experts_columns[] = {
-    {"arm", "arm", "", TABLE_TEXT, 0, ANALYZE_EXPERTS_VIEW},
-    {"lossy", "", "", TABLE_TEXT, 0, ANALYZE_EXPERTS_VIEW},
-    {"rows", "rows", "of a pass", TABLE_COUNT, 0, ANALYZE_EXPERTS_VIEW},
-    {"passes", "passes", "", TABLE_COUNT, 0, ANALYZE_EXPERTS_VIEW},
-    {"distinct", "distinct experts", "a layer, mean", TABLE_REAL, 2, ANALYZE_EXPERTS_VIEW},
-    {"least", "least", "of a pass", TABLE_REAL, 2, ANALYZE_EXPERTS_VIEW},
-    {"most", "most", "of a pass", TABLE_REAL, 2, ANALYZE_EXPERTS_VIEW},
-    {"layers", "layers", "of experts", TABLE_COUNT, 0, ANALYZE_EXPERTS_VIEW},
-};
-const int analyze_experts_n_columns = sizeof analyze_experts_columns / sizeof *analyze_experts_columns;
+enum { V = ANALYZE_VIEW };
 
-const char analyze_experts_legend[] = "distinct experts: different ones that the rows of a verification pass "
-                                      "chose together, a layer of experts "
-                                      "at a time; a pass reads the weights of each once.";
+const struct table_column analyze_expert_columns[] = {
+    {"arm", "arm", "", TABLE_TEXT, 0, V},
+    {"lossy", "", "", TABLE_TEXT, 0, V},
+    {"rows", "rows", "of a pass", TABLE_COUNT, 0, V},
+    {"passes", "passes", "", TABLE_COUNT, 0, V},
+    {"distinct", "distinct experts", "a layer, mean", TABLE_REAL, 2, V},
+    {"least", "least", "of a pass", TABLE_REAL, 2, V},
+    {"most", "most", "of a pass", TABLE_REAL, 2, V},
+    {"layers", "layers", "of experts", TABLE_COUNT, 0, V},
+};
+const int analyze_n_expert_columns = sizeof analyze_expert_columns / sizeof *analyze_expert_columns;
+
+const char analyze_expert_legend[] = "distinct experts: different ones that the rows of a verification pass "
+                                     "chose together, a layer of experts "
+                                     "at a time; a pass reads the weights of each once.";
 
 /* Sums over the passes of one arm that had so many rows. */
 struct sums {
@@ -98,8 +100,9 @@ static void put(struct table *x, const struct trace *t, const struct sums *s)
     table_number(x, "layers", s->layers);
 }
 
-int analyze_experts_fill(struct table *x, const struct trace *t)
+int analyze_fill_experts(struct table *x, struct analyze_report *r)
 {
+    const struct trace *t = r->t;
     struct list l = {0};
     int rc = 0;
     for (int64_t i = 0; i < t->n_requests && !rc; i++)

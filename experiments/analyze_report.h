@@ -25,12 +25,12 @@ struct analyze_section {
     const char *legend;
 };
 
-extern const struct table_column analyze_position_columns[], analyze_definition_columns[], analyze_comparison_columns[], analyze_bin_columns[],
+extern const struct table_column analyze_position_columns[], analyze_definition_columns[], analyze_comparison_columns[], analyze_bin_columns[], analyze_expert_columns[],
     analyze_whatif_columns[], analyze_best_columns[], analyze_backtest_columns[],
     analyze_economics_columns[];
-extern const int analyze_n_position_columns, analyze_n_definition_columns, analyze_n_comparison_columns, analyze_n_bin_columns, analyze_n_whatif_columns,
+extern const int analyze_n_position_columns, analyze_n_definition_columns, analyze_n_comparison_columns, analyze_n_bin_columns, analyze_n_expert_columns, analyze_n_whatif_columns,
     analyze_n_best_columns, analyze_n_backtest_columns, analyze_n_economics_columns;
-extern const char analyze_definition_legend[], analyze_comparison_legend[], analyze_bin_legend[],
+extern const char analyze_definition_legend[], analyze_comparison_legend[], analyze_bin_legend[], analyze_expert_legend[],
     analyze_whatif_legend[], analyze_best_legend[], analyze_backtest_legend[], analyze_economics_legend[];
 int analyze_fill_positions(struct table *x, struct analyze_report *r);   /* ERR_MEMORY */
 int analyze_fill_definitions(struct table *x, struct analyze_report *r); /* ERR_MEMORY */
@@ -38,5 +38,6 @@ int analyze_fill_comparisons(struct table *x, struct analyze_report *r); /* ERR_
 /* And the tables of the best and of back-tests. ERR_CONFIG: not determined by the trace; ERR_IO, ERR_FORMAT of the cost table. */
 int analyze_fill_whatif(struct table *x, struct analyze_report *r);
 int analyze_fill_bins(struct table *x, struct analyze_report *r);        /* the axes that were asked for. ERR_MEMORY; ERR_CONFIG: not in the trace */
+int analyze_fill_experts(struct table *x, struct analyze_report *r);     /* a row for each arm and number of rows of a pass, none for dense models. ERR_MEMORY */
 int analyze_fill_economics(struct table *x, struct analyze_report *r);   /* after the experts. ERR_IO, ERR_FORMAT of the cost table */
 #endif
