@@ -57,16 +57,10 @@ static void three_arms(struct trace *t, int slice, int of)
 
 static char *print(const struct trace *t, enum analyze_form form, enum summary_by by)
 {
-    char *out = NULL;
-    size_t n = 0;
     struct analyze_opts opts = analyze_defaults();
     opts.form = form;
     opts.summary.by = by;
-    FILE *f = open_memstream(&out, &n);
-    ck_assert_ptr_nonnull(f);
-    ck_assert_msg(!analyze_trace(t, &opts, f), "%s", err_text());
-    fclose(f);
-    return out;
+    return toy_trace_print(t, &opts);
 }
 
 static struct summary summarise(const struct trace *t, enum summary_by by)

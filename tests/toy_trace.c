@@ -1,6 +1,8 @@
 #include "tests/toy_trace.h"
+#include "engine/err.h"
 #include "experiments/record_file.h"
 #include "experiments/workload.h"
+#include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -188,4 +190,15 @@ void toy_trace_score(struct trace *t, struct trace_score s)
     t->scores[t->n_scores++] = s;
     r->tokens++;
     r->finish = TRACE_SCORED;
+}
+
+char *toy_trace_print(const struct trace *t, const struct analyze_opts *opts)
+{
+    char *out = NULL;
+    size_t n = 0;
+    FILE *f = open_memstream(&out, &n);
+    ck_assert_ptr_nonnull(f);
+    ck_assert_msg(!analyze_trace(t, opts, f), "%s", err_text());
+    fclose(f);
+    return out;
 }

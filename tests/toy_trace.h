@@ -1,6 +1,7 @@
 /* toy_trace: results built row by row in memory, as trace_read would give them. */
 #ifndef TESTS_TOY_TRACE_H
 #define TESTS_TOY_TRACE_H
+#include "experiments/analyze.h"
 #include "experiments/trace.h"
 
 struct toy_step {
@@ -17,6 +18,8 @@ int  toy_trace_prompt(struct trace *t, const char *category, int index, int turn
 void toy_trace_request(struct trace *t, int arm, int prompt, int repeat, int64_t started, uint64_t hash);
 void toy_trace_step(struct trace *t, struct toy_step s); /* of the last request */
 void toy_trace_node(struct trace *t, struct trace_node n); /* of the last step, which must have said how many; the level becomes full */
+/* What analyze prints of it, malloc'ed; fails the test on any error. */
+char *toy_trace_print(const struct trace *t, const struct analyze_opts *opts);
 /* As a result file, compact, with tokens of its own making. */
 void toy_trace_write(struct trace *t, const char *path);
 /* The last step was in a pass of so many rows and sequences, whose `layers` layers of experts had `experts` distinct ones in all. */
