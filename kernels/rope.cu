@@ -61,6 +61,14 @@ static __device__ void put_cell(void *cells, enum kv_form form, size_t at, float
     *(uint2 *)((bf16 *)cells + at) = make_uint2(low, high);
 }
 
+/* The first number of the cell that head `head` of a row, a key's or a value's, goes to. */
+static __device__ size_t cell_at(const struct kv_layer &kv, int slot, int head, int heads, int cell)
+{
+    const size_t first = ((size_t)slot * (size_t)kv.kv_heads + (size_t)((head - heads) % kv.kv_heads)) *
+                         (size_t)kv.cap;
+    return (first + (size_t)cell) * (size_t)kv.head_dim;
+}
+
 static __global__ void __launch_bounds__(THREADS)
     rope_kernel(const int *row_slot, const int *cell, float *qkv, const float *cos_sin,
                 const __grid_constant__ struct kv_layer kv, int heads)
@@ -89,9 +97,7 @@ static __global__ void __launch_bounds__(THREADS)
         *(float4 *)(x + half) = high;
         return;
     }
-    const size_t first = ((size_t)slot * (size_t)kv.kv_heads + (size_t)((head - heads) % kv.kv_heads)) *
-                         (size_t)kv.cap,
-                 at = (first + (size_t)cell[row]) * (size_t)dim + (size_t)j;
+    const size_t at = cell_at(kv, slot, head, heads, cell[row]) + (size_t)j;
     void *cells = head < heads + kv.kv_heads ? kv.k : kv.v;
     put_cell(cells, kv.form, at, low);
     put_cell(cells, kv.form, at + (size_t)half, high);
@@ -131,9 +137,7 @@ static __global__ void __launch_bounds__(THREADS)
             sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, mask));
         by = __fmul_rn(by, __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)dim), eps))));
     }
-    const size_t first = ((size_t)slot * (size_t)kv.kv_heads + (size_t)((head - heads) % kv.kv_heads)) *
-                         (size_t)kv.cap,
-                 at = (first + (size_t)cell[row]) * (size_t)dim;
+    const size_t at = is_query ? 0 : cell_at(kv, slot, head, heads, cell[row]);
     for (int j = lane; j < dim; j += 32) {
         const float v = is_value ? x[j] : __fmul_rn(x[j], by);
         if (is_query)

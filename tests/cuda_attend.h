@@ -305,4 +305,16 @@ static inline void expect_reference(struct scene *s, const uint16_t *out)
     free(kv.k);
     free(kv.v);
 }
+
+/* All rows of a scene that was just laid, in launches of SPLIT and in one. */
+static inline void expect_reference_split_and_whole(struct scene *s)
+{
+    uint16_t *out = outputs_new(s);
+    scene_upload(s);
+    attend_in(s, SPLIT, 0, out);
+    expect_reference(s, out);
+    attend(s, 0, s->n, out);
+    expect_reference(s, out);
+    free(out);
+}
 #endif

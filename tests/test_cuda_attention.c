@@ -389,18 +389,12 @@ END_TEST
 START_TEST(it_is_within_its_bound_at_every_block_boundary)
 {
     struct scene *s = scene_new(_i * N_SHAPES + 7, 2048);
-    uint16_t *out = outputs_new(s);
     for (int p = 0; p < 2048; p++)
         cell_set(s, 0, p, p);
     for (int end = 64; end <= 1984; end += 64)
         for (int d = -1; d <= 1; d++)
             row_add(s, 0, end + d - 1);
-    scene_upload(s);
-    attend_in(s, SPLIT, 0, out);
-    expect_reference(s, out);
-    attend(s, 0, s->n, out);
-    expect_reference(s, out);
-    free(out);
+    expect_reference_split_and_whole(s);
     scene_free(s);
 }
 END_TEST

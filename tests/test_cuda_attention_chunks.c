@@ -260,19 +260,13 @@ START_TEST(it_is_within_its_bound_at_every_border)
     static const int chunks[] = {12, 16, 64, 100, 1000};
     for (int c = 0; c < 5; c++) {
         struct scene *s = scene_new(_i * N_SHAPES + 7, 2048);
-        uint16_t *out = outputs_new(s);
         s->chunk = chunks[c];
         for (int p = 0; p < 2048; p++)
             cell_set(s, 0, p, p);
         for (int end = chunks[c]; end < 2040 && s->n + 3 <= MAX_ROWS; end += chunks[c])
             for (int d = -1; d <= 1; d++)
                 row_add(s, 0, end + d);
-        scene_upload(s);
-        attend_in(s, SPLIT, 0, out);
-        expect_reference(s, out);
-        attend(s, 0, s->n, out);
-        expect_reference(s, out);
-        free(out);
+        expect_reference_split_and_whole(s);
         scene_free(s);
     }
 }
